@@ -1,0 +1,73 @@
+"""Datasets: recipes for data of one kind, and their identity."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from . import registry
+from .errors import UserError
+from .value import Value
+
+Facts = Mapping[str, Any]
+
+
+class Dataset(Value):
+    """A recipe for data of one kind. Subclasses read; the digest is over bytes and fields."""
+
+    noun: ClassVar[str] = "data"
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def read(self) -> Any:
+        """The kind's container."""
+
+    @abstractmethod
+    def digest(self) -> str:
+        """SHA-256 of what `read` gives: equal digests mean equal data."""
+
+    def facts(self) -> Facts:
+        """What ``data check`` prints and what `Method.refuses` looks at."""
+        return {}
+
+    def check(self) -> list[str]:
+        """What was understood, as lines for people."""
+        return [f"{key}: {value}" for key, value in self.facts().items()]
+
+
+def open_data(what: Any, settings: Mapping[str, Any] | None = None) -> Dataset:
+    """A catalogue name, a path to a user's files, or a Dataset; `settings` are its fields.
+
+    Which kind a path holds is asked of every registered kind, by looking at headers, never at the name alone.
+    """
+    if isinstance(what, Dataset):
+        return what.with_settings(settings) if settings else what
+    text = str(what)
+    if registry.knows("data", text):
+        value = registry.value_of("data", text)
+    else:
+        path = Path(text)
+        if not path.exists():
+            known = [e.name for e in registry.entries("data")]
+            from .errors import nearest
+
+            raise UserError(f"{text!r} is neither a file or folder here nor a known data set; {nearest(text, known)}")
+        value = _from_path(path)
+    if not isinstance(value, Dataset):
+        raise UserError(f"{text!r} is not a data set")
+    return value.with_settings(settings) if settings else value
+
+
+def _from_path(path: Path) -> Value:
+    looked = []
+    for entry in registry.entries("kind"):
+        reader = entry.load()
+        if reader.recognises(path):
+            return reader.make({"path": str(path)})  # type: ignore[no-any-return]
+        looked.append(f"{entry.name} ({entry.says})")
+    found = sorted(p.name for p in path.iterdir())[:8] if path.is_dir() else [path.name]
+    raise UserError(
+        f"cannot tell what {path} holds; found {', '.join(found) or 'nothing'}; looked for " + "; ".join(looked)
+    )

@@ -1,0 +1,39 @@
+"""Errors that are the user's to mend, and those that are not.
+
+A `UserError` says what was found, where, and what to do; the command line prints it without a traceback and
+exits with status 2. A `Failure` is a job that could not be finished (status 1).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user gave cannot be used: the message says what, where, and what to do."""
+
+
+class Failure(Exception):
+    """A job could not be finished, through no mistake in what the user gave."""
+
+
+class Cancelled(Exception):
+    """The run was asked to stop."""
+
+
+class OutOfTime(Exception):
+    """The time budget of the run is spent."""
+
+
+class Held(Exception):
+    """Another process is at work on this cell."""
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """A hint naming the likeliest meant word, or all of them where none is near."""
+    known = sorted(set(words))
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return "known: " + ", ".join(known) if known else "none are known"

@@ -1,0 +1,173 @@
+"""Names to classes, without importing what is not used.
+
+Each package that joins has one entry point in the group ``latticework.packages``; it names the package, whose TOML
+files (``wing.toml`` and ``evidence/*.toml``) say in their heads what it provides:
+
+    [[provides]]
+    noun = "method"                      # data, task, method, probe, check, kind
+    name = "dagnn"
+    class = "latticework.nodes.dagnn:DAGNNMethod"
+    says = "Adaptive mix of hops"
+    tasks = ["node-classification"]
+    presets.citeseer = { weight_decay = 2e-2, dropout = 0.5 }
+
+Listing reads the TOML alone; a class is imported when its name is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import tomllib
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from .value import Value
+
+GROUP = "latticework.packages"
+OWN = "latticework"
+
+
+class Entry(NamedTuple):
+    """One thing that a package provides."""
+
+    noun: str
+    name: str
+    target: str
+    says: str
+    package: str
+    head: Path
+    facts: Mapping[str, Any]
+
+    def load(self) -> Any:
+        module, _, attribute = self.target.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+
+class Paper(NamedTuple):
+    """The head of one evidence file."""
+
+    slug: str
+    path: Path
+    package: str
+    facts: Mapping[str, Any]
+
+
+def packages() -> tuple[str, ...]:
+    """Names of the packages that take part; the library's own comes first."""
+    found = [OWN]
+    for point in entry_points(group=GROUP):
+        if point.value not in found:
+            found.append(point.value)
+    return tuple(found)
+
+
+def _folder(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"package {package!r} is named by an entry point but has no folder; reinstall or remove it")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+@cache
+def _heads() -> tuple[tuple[str, Path, Mapping[str, Any]], ...]:
+    heads = []
+    for package in packages():
+        folder = _folder(package)
+        for path in sorted([*folder.rglob("wing.toml"), *folder.glob("**/evidence/*.toml")]):
+            try:
+                heads.append((package, path, tomllib.loads(path.read_text(encoding="utf-8"))))
+            except tomllib.TOMLDecodeError as error:
+                raise UserError(f"{package}: {path.name} is not valid TOML: {error}") from None
+    return tuple(heads)
+
+
+@cache
+def _entries() -> Mapping[tuple[str, str], tuple[Entry, ...]]:
+    found: dict[tuple[str, str], list[Entry]] = {}
+    for package, path, head in _heads():
+        for item in head.get("provides", ()):
+            try:
+                entry = Entry(item["noun"], item["name"], item["class"], item.get("says", ""), package, path, item)
+            except KeyError as missing:
+                raise UserError(f"{package}: {path.name}: a [[provides]] lacks {missing}") from None
+            found.setdefault((entry.noun, entry.name), []).append(entry)
+    return {key: tuple(items) for key, items in found.items()}
+
+
+def refresh() -> None:
+    """Forget what was read (after a package was installed in this process)."""
+    _heads.cache_clear()
+    _entries.cache_clear()
+
+
+def entries(noun: str) -> Iterator[Entry]:
+    """All things of a noun, by name."""
+    for key in sorted(k for k in _entries() if k[0] == noun):
+        yield find(*key)
+
+
+def find(noun: str, name: str) -> Entry:
+    """The entry of a name; an unknown name suggests the nearest, a name from two packages names both."""
+    items = _entries().get((noun, name))
+    if not items:
+        known = [n for kind, n in _entries() if kind == noun]
+        raise UserError(f"no {noun} is called {name!r}; {nearest(name, known)}")
+    if len(items) > 1:
+        owners = " and ".join(sorted(f"{e.package} ({e.target})" for e in items))
+        raise UserError(f"{noun} {name!r} is provided twice, by {owners}; uninstall one or rename it")
+    return items[0]
+
+
+def knows(noun: str, name: str) -> bool:
+    return (noun, name) in _entries()
+
+
+def class_of(noun: str, name: str) -> Any:
+    """The class of a named value."""
+    return find(noun, name).load()
+
+
+def value_of(noun: str, text: str) -> Value:
+    """The value written as ``name``, ``name:preset``; for data sets the whole ``name:part`` may itself be a name."""
+    if knows(noun, text):
+        entry = find(noun, text)
+        return entry.load().make(entry.facts.get("fields", {}))  # type: ignore[no-any-return]
+    name, _, preset = text.partition(":")
+    entry = find(noun, name)
+    fields = dict(entry.facts.get("fields", {}))
+    if preset:
+        presets = entry.facts.get("presets", {})
+        if preset not in presets:
+            raise UserError(f"{noun} {name!r} has no preset {preset!r}; {nearest(preset, presets)}")
+        fields |= presets[preset]
+    return entry.load().make(fields)  # type: ignore[no-any-return]
+
+
+def papers() -> tuple[Paper, ...]:
+    """Every paper with an evidence file."""
+    return tuple(
+        Paper(path.stem, path, package, head) for package, path, head in _heads() if path.parent.name == "evidence"
+    )
+
+
+def paper(slug: str) -> Paper:
+    for found in papers():
+        if found.slug == slug:
+            return found
+    raise UserError(f"no paper is called {slug!r}; {nearest(slug, [p.slug for p in papers()])}")
+
+
+def wing_facts(key: str) -> dict[str, Any]:
+    """The tables called `key` of all wing.toml files, merged (``aliases``, ``grids``)."""
+    merged: dict[str, Any] = {}
+    for _, path, head in _heads():
+        if path.name == "wing.toml":
+            merged |= head.get(key, {})
+    return merged

@@ -1,0 +1,101 @@
+"""Tasks: what counts. A task cuts a data set into folds of three parts and judges answers."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from .dataset import Dataset
+from .result import NOTHING, Metric, Score
+from .value import Value
+
+if TYPE_CHECKING:
+    from .run import Run
+
+Facts = Mapping[str, Any]
+
+
+class Part(NamedTuple):
+    """What may be seen, what is asked, and (for the judge alone) what is true."""
+
+    data: Any
+    query: Any
+    truth: Any = None
+    schema: Facts = NOTHING
+
+    def blind(self) -> Part:
+        """The same part without the truth."""
+        return self._replace(truth=None)
+
+
+class Fold(NamedTuple):
+    train: Part
+    valid: Part | None
+    test: Part
+
+
+class Query(Value):
+    """What a user may ask when predicting; the commands take their flags from its fields."""
+
+    noun: ClassVar[str] = "query"
+    name: ClassVar[str] = "query"
+
+
+class Task(Value):
+    """What counts: kinds of data, role of the model, metrics, folds, scoring."""
+
+    noun: ClassVar[str] = "task"
+    kinds: ClassVar[tuple[str, ...]]
+    role: ClassVar[type[Any]]
+    metrics: ClassVar[tuple[Metric, ...]]
+    headline_metric: ClassVar[str]
+    readouts: ClassVar[Mapping[str, str]] = {}  # role -> method name that stands between
+    Query: ClassVar[type[Value]] = Query
+
+    @abstractmethod
+    def baselines(self, facts: Facts) -> tuple[str, ...]:
+        """Registry names: the trivial one, the classic one."""
+
+    @abstractmethod
+    def plan(self, data: Dataset, repeats: int) -> list[tuple[str, int]]:
+        """(fold, seed) pairs to run."""
+
+    @abstractmethod
+    def fold(self, data: Dataset, name: str) -> Fold: ...
+
+    @abstractmethod
+    def ask(self, data: Dataset, query: Value, schema: Facts) -> Part:
+        """A user's files as a part without truth."""
+
+    @abstractmethod
+    def answer(self, model: Any, part: Part, run: Run) -> Any:
+        """Drive the model; the truth is not in the part."""
+
+    @abstractmethod
+    def score(self, answer: Any, part: Part, run: Run) -> list[Score]: ...
+
+    @abstractmethod
+    def write(self, answer: Any, part: Part, to: Path) -> None:
+        """Answers as a file of the user's."""
+
+    def judge(self, answers: Path, truth: Path) -> list[Score]:
+        """Scores of predictions made elsewhere."""
+        from .errors import UserError
+
+        raise UserError(f"{self.name} cannot score a file yet")
+
+    def overlap(self, data: Dataset) -> float | None:
+        """Test size over train size where the train parts of the folds overlap (Nadeau-Bengio), else none."""
+        return None
+
+    def headline(self, scores: Sequence[Score]) -> float | None:
+        """The one number that ranks and selects: the first score of the headline metric without a slice."""
+        for score in scores:
+            if score.metric == self.headline_metric and not score.at.get("slice"):
+                return score.value
+        return None
+
+    def metric(self, name: str) -> Metric:
+        return next(m for m in self.metrics if m.name == name)

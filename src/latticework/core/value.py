@@ -1,0 +1,224 @@
+"""Values: what Dataset, Task, Method, Probe, Ref and Grid are.
+
+A value is frozen, bounded and named. It is written as ``{"is": name, ...}`` at every depth, so two backbones that
+differ only in class never share a hash, and it is read back by name through the registry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
+
+from .errors import UserError, nearest
+
+V = TypeVar("V", bound="Value")
+
+
+def setting(
+    default: Any = ...,
+    says: str = "",
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    search: Any = None,
+    late: bool = False,
+) -> Any:
+    """A field of a value: its default, its meaning, its bounds, whether it may change after the fit, and where tuning looks.
+
+    `search` is ``(low, high)``, ``(low, high, "log")`` or a list of choices.
+    """
+    extra: dict[str, Any] = {"late": late}
+    if search is not None:
+        extra["search"] = search
+    bounds = {k: v for k, v in {"ge": ge, "gt": gt, "le": le, "lt": lt}.items() if v is not None}
+    return Field(default, description=says, json_schema_extra=extra, **bounds)
+
+
+class Value(BaseModel):
+    """Frozen and named; tuples only; no NaN, no infinity."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=False, validate_default=True
+    )
+
+    noun: ClassVar[str] = ""
+    name: ClassVar[str] = ""
+    revision: ClassVar[int] = 1
+
+    # -- reading ---------------------------------------------------------------------------------------------
+    @model_validator(mode="wrap")
+    @classmethod
+    def _by_name(cls, given: Any, handler: Any) -> Any:
+        if isinstance(given, str):
+            from .registry import value_of
+
+            return _expect(value_of(cls.noun, given), cls)
+        if isinstance(given, Mapping) and "is" in given:
+            rest = {k: v for k, v in given.items() if k != "is"}
+            if given["is"] == cls.name and cls.name:
+                return handler(rest)
+            from .registry import class_of
+
+            return _expect(class_of(cls.noun, str(given["is"])).model_validate(rest), cls)
+        return handler(given)
+
+    @classmethod
+    def make(cls, fields: Mapping[str, Any] | None = None) -> Self:
+        """Build from fields, with an error that names the field, its bounds and the nearest known name."""
+        fields = dict(fields or {})
+        for key in fields:
+            if key not in cls.model_fields:
+                raise UserError(f"{cls.name} has no field {key!r}; {nearest(key, cls.model_fields)}")
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            raise UserError(_explain(cls.name, error)) from None
+
+    def but(self, **fields: Any) -> Self:
+        """The same value with some fields changed, checked again; ``a__b`` reaches into nested values."""
+        return self.with_settings({key.replace("__", "."): value for key, value in fields.items()})
+
+    def with_settings(self, settings: Mapping[str, Any]) -> Self:
+        """Set fields by dotted path (``backbone.hidden``, ``anchors.0.net``); texts are read as JSON where they parse."""
+        plain = self.plain()
+        for path, given in settings.items():
+            _set(plain, path.split("."), given, self)
+        rest = {k: v for k, v in plain.items() if k != "is"}
+        return type(self).make(rest)
+
+    # -- writing ---------------------------------------------------------------------------------------------
+    @model_serializer(mode="plain")
+    def _write(self) -> dict[str, Any]:
+        return self.plain()
+
+    def plain(self) -> dict[str, Any]:
+        """JSON-able form with the class's name at every depth."""
+        return {"is": self.name, **{k: _plain(getattr(self, k)) for k in type(self).model_fields}}
+
+    def key(self, late: bool = True) -> str:
+        """SHA-256 of the value; ``late=False`` leaves out the late fields of the outermost value only."""
+        return digest_of(self.identity(late=late))
+
+    def identity(self, late: bool = True) -> dict[str, Any]:
+        """What the key hashes: names, fields and revisions at every depth."""
+        fields = {k: _identity(getattr(self, k)) for k in type(self).model_fields if late or k not in self.late_fields()}
+        return {"is": self.name, "revision": self.revision, **fields}
+
+    @classmethod
+    def late_fields(cls) -> tuple[str, ...]:
+        return tuple(k for k, f in cls.model_fields.items() if _extra(f).get("late"))
+
+    @classmethod
+    def search_space(cls) -> dict[str, Any]:
+        """Field name -> where tuning looks."""
+        return {k: _extra(f)["search"] for k, f in cls.model_fields.items() if "search" in _extra(f)}
+
+    @property
+    def label(self) -> str:
+        """Short text that a leaderboard shows: the name and what differs from the defaults."""
+        changed = []
+        for key, field in type(self).model_fields.items():
+            value = getattr(self, key)
+            if field.is_required() or value != field.get_default(call_default_factory=True):
+                changed.append(f"{key}={_short(value)}")
+        return self.name + (f"({', '.join(changed)})" if changed else "")
+
+
+def digest_of(plain: Any) -> str:
+    """SHA-256 of canonical JSON."""
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _extra(field: Any) -> dict[str, Any]:
+    extra = field.json_schema_extra
+    return extra if isinstance(extra, dict) else {}
+
+
+def _expect(value: Any, kind: type[V]) -> V:
+    if not isinstance(value, kind):
+        raise ValueError(f"{getattr(value, 'name', value)!r} is a {type(value).__name__}, not a {kind.__name__}")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Value):
+        return value.plain()
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("a value holds no NaN or infinity")
+    return value
+
+
+def _identity(value: Any) -> Any:
+    if isinstance(value, Value):
+        return value.identity()
+    if isinstance(value, tuple | list):
+        return [_identity(v) for v in value]
+    return _plain(value)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Value):
+        return value.label
+    if isinstance(value, tuple):
+        return ",".join(_short(v) for v in value)
+    return str(value)
+
+
+def _set(plain: Any, path: list[str], given: Any, owner: Value) -> None:
+    head, rest = path[0], path[1:]
+    if isinstance(plain, list):
+        if not head.isdigit() or int(head) >= len(plain):
+            raise UserError(f"{owner.name}: no item {head!r} in a list of {len(plain)}")
+        if rest:
+            _set(plain[int(head)], rest, given, owner)
+        else:
+            plain[int(head)] = read_text(given)
+        return
+    if not isinstance(plain, dict):
+        raise UserError(f"{owner.name}: cannot set {'.'.join(path)!r}: there are no fields inside {plain!r}")
+    if head not in plain:
+        raise UserError(f"{owner.name} has no field {head!r}; {nearest(head, [k for k in plain if k != 'is'])}")
+    if rest:
+        _set(plain[head], rest, given, owner)
+    else:
+        plain[head] = read_text(given)
+
+
+def read_text(given: Any) -> Any:
+    """Texts from a command line as numbers, booleans and lists where they are; a comma makes a list."""
+    if not isinstance(given, str):
+        return _plain(given)
+    try:
+        return json.loads(given)
+    except json.JSONDecodeError:
+        pass
+    if "," in given and not given.startswith("{"):
+        return [read_text(part) for part in given.split(",") if part]
+    return {"true": True, "false": False, "none": None}.get(given.lower(), given)
+
+
+def _explain(name: str, error: ValidationError) -> str:
+    lines: list[str] = []
+    for item in error.errors(include_url=False):
+        where = ".".join(str(part) for part in item["loc"]) or "value"
+        message = item["msg"].removeprefix("Value error, ")
+        got = "" if isinstance(item.get("input"), Mapping) else f", not {item.get('input')!r}"
+        lines.append(f"{name}.{where}: {message[0].lower() + message[1:]}{got}")
+    return "; ".join(lines)
+
+
+def names(values: Iterable[Value]) -> tuple[str, ...]:
+    return tuple(v.name for v in values)
