@@ -1,0 +1,161 @@
+"""The ledger: what is finished, on disk, whole or not at all.
+
+    runs/fits/<key>/    model.json, weights.safetensors, fit.json      one fitted model
+    runs/cells/<key>/   result.json, findings.json                     one judged cell
+    runs/work/<key>/    the newest checkpoint of a fit that is not finished
+    runs/locks, runs/tmp
+
+A folder is filled under ``tmp`` and renamed, so SIGKILL leaves either all of it or none. A cell in work is held by a
+file lock, which the operating system frees when its process dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from .errors import Failure, Held, UserError
+from .result import Result
+
+
+@contextlib.contextmanager
+def disk_errors(where: Path) -> Iterator[None]:
+    """Turn a full disk or a missing permission into a sentence."""
+    try:
+        yield
+    except PermissionError as error:
+        raise UserError(f"cannot write in {where}: no permission ({error.strerror}); choose another folder") from None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise Failure(f"the disk is full while writing {where}; nothing was left half-written; free room, then rerun") from None
+        if error.errno == errno.EROFS:
+            raise UserError(f"cannot write in {where}: it is read-only; choose another folder") from None
+        raise
+
+
+def write_json(path: Path, plain: Any) -> None:
+    """Canonical JSON on disk, flushed."""
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(plain, file, indent=1, sort_keys=True, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_whole(path: Path, data: bytes | str) -> None:
+    """A file that appears whole: written beside its place, then renamed over it."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data.encode() if isinstance(data, str) else data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
+
+
+def write_folder(final: Path, fill: Callable[[Path], None], scratch: Path | None = None) -> None:
+    """A folder that appears whole; what stood there before is replaced."""
+    with disk_errors(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        draft = scratch or final.with_name(f".{final.name}.draft-{os.getpid()}")
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        try:
+            fill(draft)
+            if final.exists():
+                old = draft.with_name(draft.name + ".old")
+                shutil.rmtree(old, ignore_errors=True)
+                os.rename(final, old)
+                os.rename(draft, final)
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                os.rename(draft, final)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+
+
+class Ledger:
+    """A folder of finished fits and cells; without a folder it lives as long as the process."""
+
+    def __init__(self, root: Path | str | None = None) -> None:
+        self._temporary = tempfile.TemporaryDirectory(prefix="latticework-") if root is None else None
+        self.root = Path(self._temporary.name if self._temporary else str(root))
+        with disk_errors(self.root):
+            for name in ("fits", "cells", "locks", "tmp", "work"):
+                (self.root / name).mkdir(parents=True, exist_ok=True)
+            if not os.access(self.root / "tmp", os.W_OK):
+                raise PermissionError(errno.EACCES, "not writable")
+
+    # -- locks -----------------------------------------------------------------------------------------------
+    @contextlib.contextmanager
+    def hold(self, key: str, wait: bool) -> Iterator[None]:
+        """Hold a key; `Held` at once when another process does and `wait` is false."""
+        lock = FileLock(str(self.root / "locks" / f"{key}.lock"))
+        try:
+            lock.acquire(timeout=-1 if wait else 0)
+        except Timeout:
+            raise Held(key) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    # -- cells -----------------------------------------------------------------------------------------------
+    def result(self, key: str) -> Result | None:
+        path = self.root / "cells" / key / "result.json"
+        if not path.exists():
+            return None
+        return Result.from_plain(json.loads(path.read_text(encoding="utf-8")))
+
+    def findings(self, key: str) -> dict[str, Any]:
+        path = self.root / "cells" / key / "findings.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def put_result(self, result: Result, findings: Mapping[str, Any] | None = None) -> None:
+        def fill(folder: Path) -> None:
+            write_json(folder / "result.json", result.plain())
+            if findings:
+                write_json(folder / "findings.json", findings)
+
+        write_folder(self.root / "cells" / result.cell, fill, self.root / "tmp" / f"cell-{result.cell}")
+
+    def results(self) -> Iterator[Result]:
+        for folder in sorted((self.root / "cells").iterdir()):
+            found = self.result(folder.name)
+            if found is not None:
+                yield found
+
+    # -- fits ------------------------------------------------------------------------------------------------
+    def fit_folder(self, key: str) -> Path | None:
+        folder = self.root / "fits" / key
+        return folder if (folder / "fit.json").exists() else None
+
+    def fit_facts(self, key: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.root / "fits" / key / "fit.json").read_text(encoding="utf-8"))
+        return found
+
+    def put_fit(self, key: str, fill: Callable[[Path], None], facts: Mapping[str, Any]) -> None:
+        def both(folder: Path) -> None:
+            fill(folder)
+            write_json(folder / "fit.json", facts)
+
+        write_folder(self.root / "fits" / key, both, self.root / "tmp" / f"fit-{key}")
+        shutil.rmtree(self.root / "work" / key, ignore_errors=True)
+
+    def work_folder(self, key: str) -> Path:
+        return self.root / "work" / key
