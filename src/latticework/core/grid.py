@@ -1,0 +1,288 @@
+"""Grids: cases x entries x repeats. What `compare`, `reproduce` and the tables run.
+
+A grid goes seed by seed, so a partial board is a board. Several processes on one folder share its cells through the
+ledger's locks; a cell held elsewhere is left for later.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, wait
+from typing import Any, ClassVar, NamedTuple
+
+from . import registry
+from .dataset import Dataset, open_data
+from .errors import Held, UserError
+from .evaluate import Options, cell_key, evaluate, suited
+from .ledger import Ledger
+from .method import Method
+from .result import Result
+from .task import Task
+from .tuning import Tuned
+from .value import Value, read_text, setting
+
+POLL_S = 0.2
+
+
+class Cell(NamedTuple):
+    """One cell as plain JSON: what a worker is told."""
+
+    entry: str
+    data: dict[str, Any]
+    task: dict[str, Any]
+    method: dict[str, Any]
+    fold: str
+    seed: int
+
+
+class Case(NamedTuple):
+    """One data set under one task, with the entries that run on it."""
+
+    label: str
+    data: Dataset
+    task: Task
+    entries: tuple[tuple[str, Method, bool], ...]  # label, method, came unasked
+    pairs: tuple[tuple[str, int], ...]
+
+
+class Grid(Value):
+    """Cases x entries x repeats, with sweeps of fields. Entries are ``name``, ``name:preset``, ``name(field=value,...)``."""
+
+    noun: ClassVar[str] = "grid"
+    name: ClassVar[str] = "grid"
+    data: tuple[str, ...] = setting(..., "names or paths of data sets")
+    tasks: tuple[str, ...] = setting((), "task names; left out, the first that fits the kind")
+    entries: tuple[str, ...] = setting((), "methods")
+    repeats: int = setting(5, "folds, splits or seeds, as the task's plan says", ge=1, le=1000)
+    tune: int = setting(0, "trials of tuning for every method; 0: as given", ge=0, le=10_000)
+    classic: int = setting(5, "trials for the unasked classic baseline when nothing else is tuned", ge=0, le=1000)
+    baselines: bool = setting(True, "add the task's trivial and classic baseline")
+    sweep: tuple[tuple[str, tuple[Any, ...]], ...] = setting((), "field -> values, applied to every entry that has it")
+    settings: tuple[tuple[str, Any], ...] = setting((), "task.x, data.x or a field of every asked entry")
+
+    def cases(self) -> list[Case]:
+        """Everything resolved, before anything runs."""
+        found = []
+        given = dict(self.settings)
+        of_task = {k[5:]: v for k, v in given.items() if k.startswith("task.")}
+        of_data = {k[5:]: v for k, v in given.items() if k.startswith("data.")}
+        of_method = {k: v for k, v in given.items() if not k.startswith(("task.", "data."))}
+        for name in self.data:
+            data = open_data(name, of_data)
+            tasks = [task_of(t) for t in self.tasks] or [default_task(data, self.entries)]
+            for task in tasks:
+                task = task.with_settings(of_task) if of_task else task
+                if data.kind not in task.kinds:
+                    raise UserError(f"{task.name} is for {', '.join(task.kinds)}, and {name} holds {data.kind}")
+                entries = list(self._entries(task, data, of_method))
+                plan = tuple(task.plan(data, self.repeats))
+                found.append(Case(f"{name} · {task.label}" if len(tasks) > 1 else name, data, task, tuple(entries), plan))
+        return found
+
+    def _entries(self, task: Task, data: Dataset, settings: Mapping[str, Any]) -> Iterator[tuple[str, Method, bool]]:
+        asked = []
+        for text in self.entries:
+            method = entry_of(text)
+            mine = {k: v for k, v in settings.items() if k.split(".")[0] in type(method).model_fields}
+            unknown = set(settings) - set(mine)
+            if unknown and len(self.entries) == 1:
+                method.with_settings({k: settings[k] for k in unknown})  # raises, naming the nearest field
+            method = method.with_settings(mine) if mine else method
+            for values in itertools.product(*(v for _, v in self.sweep)):
+                point = {k: v for (k, _), v in zip(self.sweep, values, strict=True)}
+                swept = method.with_settings({k: v for k, v in point.items() if k in type(method).model_fields})
+                asked.append(swept)
+        seen = set()
+        for method in asked:
+            wrapped = self._tuned(suited(task, method), self.tune)
+            if wrapped.key() not in seen:
+                seen.add(wrapped.key())
+                yield wrapped.row(), wrapped, False
+        if not self.baselines:
+            return
+        trivial, classic = task.baselines(data.facts())
+        for name, trials in ((trivial, 0), (classic, self.tune or self.classic)):
+            wrapped = self._tuned(suited(task, entry_of(name)), trials)
+            if wrapped.key() not in seen:
+                seen.add(wrapped.key())
+                yield wrapped.row(), wrapped, True
+
+    def _tuned(self, method: Method, trials: int) -> Method:
+        from .tuning import search_space
+
+        return Tuned(method=method, trials=trials) if trials and search_space(method) else method
+
+    def cells(self) -> list[Cell]:
+        """All cells, seed by seed; a method without chance counts once a fold."""
+        cells = []
+        for case in self.cases():
+            seen = set()
+            for fold, seed in case.pairs:
+                for label, method, _ in case.entries:
+                    key = (label, fold, seed if method.chance else 0)
+                    if key not in seen:
+                        seen.add(key)
+                        cells.append((case.pairs.index((fold, seed)), Cell(
+                            label, case.data.plain(), case.task.plain(), method.plain(), fold, seed if method.chance else 0,
+                        )))  # fmt: skip
+        return [cell for _, cell in sorted(cells, key=lambda pair: pair[0])]
+
+
+def task_of(text: str) -> Task:
+    """A task by name, or the nearest names."""
+    value = registry.value_of("task", text)
+    assert isinstance(value, Task)
+    return value
+
+
+def entry_of(text: str) -> Method:
+    """A method written ``name``, ``name:preset`` or ``name(field=value; field=value)``."""
+    name, bracket, rest = text.partition("(")
+    value = registry.value_of("method", name.strip())
+    assert isinstance(value, Method)
+    if not bracket:
+        return value
+    settings = {}
+    for part in rest.rstrip(")").split(";"):
+        if part.strip():
+            key, equals, given = part.partition("=")
+            if not equals:
+                raise UserError(f"{text!r}: write settings as name(field=value; field=value)")
+            settings[key.strip()] = read_text(given.strip())
+    return value.with_settings(settings)
+
+
+def default_task(data: Dataset, entries: Sequence[str] = ()) -> Task:
+    """The first method's first task that fits the kind, else the kind's first task."""
+    for text in entries:
+        method = entry_of(text)
+        for name in method.tasks:
+            task = task_of(name)
+            if data.kind in task.kinds:
+                return task
+    for entry in registry.entries("task"):
+        if data.kind in entry.facts.get("kinds", ()):
+            return task_of(entry.name)
+    raise UserError(f"no task is for data of kind {data.kind}")
+
+
+def run_cell(cell: Cell, root: str, options: Options, retry: bool = False) -> str:
+    """Run one cell in this process: its key, or "" where another process holds it."""
+    data = class_value("data", cell.data)
+    task = class_value("task", cell.task)
+    method = class_value("method", cell.method)
+    try:
+        return evaluate(task, data, method, cell.fold, cell.seed, Ledger(root), options, retry=retry).cell
+    except Held:
+        return ""
+
+
+def class_value(noun: str, plain: Mapping[str, Any]) -> Any:
+    """A value back from its plain form."""
+    rest = {k: v for k, v in plain.items() if k != "is"}
+    return registry.class_of(noun, plain["is"]).make(rest)
+
+
+def key_of(cell: Cell, options: Options, digests: dict[str, str]) -> str:
+    data = class_value("data", cell.data)
+    text = repr(cell.data)
+    if text not in digests:
+        digests[text] = data.digest()
+    method = class_value("method", cell.method)
+    return cell_key(class_value("task", cell.task), digests[text], method, cell.fold, cell.seed, options.precision)
+
+
+def run_grid(
+    grid: Grid,
+    root: str,
+    options: Options = Options(),
+    *,
+    jobs: int = 1,
+    cluster: str | None = None,
+    retry: bool = False,
+    on_done: Callable[[Cell, Result, int, int], None] | None = None,
+) -> list[tuple[Cell, Result]]:
+    """Run every cell that is not finished; cells held by another process are waited for last."""
+    ledger = Ledger(root)
+    digests: dict[str, str] = {}
+    cells = grid.cells()
+    keys = {i: key_of(c, options, digests) for i, c in enumerate(cells)}
+    results: dict[int, Result] = {}
+
+    def note(i: int) -> bool:
+        found = ledger.result(keys[i])
+        if found is None or (retry and i not in tried and found.status != "done"):
+            return False
+        results[i] = found
+        if on_done is not None:
+            on_done(cells[i], found, len(results), len(cells))
+        return True
+
+    tried: set[int] = set()
+    todo = [i for i in range(len(cells)) if not note(i)]
+    while todo:
+        later = []
+        if cluster == "ray":
+            from .cluster import ray_map
+
+            stream = ray_map(todo, cells, root, options, retry, jobs)
+        elif jobs > 1:
+            stream = _pool_map(todo, cells, root, options, retry, jobs)
+        else:
+            stream = ((i, run_cell(cells[i], root, options, retry)) for i in todo)
+        for i, _ in stream:
+            tried.add(i)
+            if not note(i):
+                later.append(i)
+        if later and len(later) == len(todo):
+            time.sleep(POLL_S)  # all that is left is held elsewhere
+        todo = later
+    return [(cells[i], results[i]) for i in range(len(cells))]
+
+
+def _pool_map(
+    todo: Sequence[int], cells: Sequence[Cell], root: str, options: Options, retry: bool, jobs: int
+) -> Iterator[tuple[int, str]]:
+    with pool(jobs) as workers:
+        waiting: dict[Future[str], int] = {}
+        queue = list(reversed(todo))
+        while queue or waiting:
+            while queue and len(waiting) < jobs:
+                i = queue.pop()
+                waiting[workers.submit(run_cell, cells[i], root, options, retry)] = i
+            done, _ = wait(waiting, return_when="FIRST_COMPLETED")
+            for future in done:
+                yield waiting.pop(future), future.result()
+
+
+def pool(jobs: int) -> Executor:
+    """Worker processes that import nothing of the parent's state."""
+    import multiprocessing
+
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+
+
+def forecast(grid: Grid, root: str, options: Options = Options()) -> dict[str, Any]:
+    """What is to run and what it will cost, from the costs recorded for the same method and task before."""
+    ledger = Ledger(root)
+    known: dict[str, list[float]] = {}
+    for result in ledger.results():
+        if result.status == "done" and result.provenance.get("method"):
+            known.setdefault(result.provenance["method"]["is"] + str(result.provenance.get("digest")), []).append(
+                result.cost.fit_s + result.cost.refs_s + result.cost.predict_s
+            )
+    digests: dict[str, str] = {}
+    cells = grid.cells()
+    left = [c for c in cells if ledger.result(key_of(c, options, digests)) is None]
+    seconds, unknown = 0.0, 0
+    for cell in left:
+        found = known.get(cell.method["is"] + digests[repr(cell.data)])
+        if found:
+            seconds += sum(found) / len(found)
+        else:
+            unknown += 1
+    return {"cells": len(cells), "left": len(left), "seconds": seconds, "unknown": unknown}

@@ -1,0 +1,121 @@
+"""Tuning inside the fit: selection sees train and valid only, so it is nested by construction."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+from .errors import OutOfTime, UserError
+from .method import Method, Model
+from .result import Facts
+from .run import Run, fitted
+from .task import Part, Task
+from .value import setting
+
+
+class Tuned(Method):
+    """Another method with its search fields chosen on the valid part.
+
+    The first trial is the method as given (the paper's settings), the rest are drawn by Optuna's TPE from the run's
+    stream; every method gets the same number of trials. Each trial is a fit of the ledger, so tuning resumes.
+    """
+
+    name: ClassVar[str] = "tuned"
+    method: Method = setting(..., "the method whose search fields are chosen")
+    trials: int = setting(20, "how many settings are tried", ge=1, le=10_000)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.method.tasks
+
+    @property
+    def gives(self) -> tuple[type[Any], ...]:  # type: ignore[override]
+        return self.method.gives
+
+    @property
+    def chance(self) -> bool:  # type: ignore[override]
+        return True  # the search draws
+
+    def row(self) -> str:
+        return f"{self.method.row()}, tuned"
+
+    def refuses(self, task: Task, facts: Facts) -> str | None:
+        return self.method.refuses(task, facts)
+
+    def fit(self, train: Part, valid: Part | None, run: Run) -> Model:
+        if valid is None:
+            raise UserError("tuning needs a validation part, and this task has none; leave --tune out")
+        space = search_space(self.method)
+        if not space:
+            return fitted(self.method, train, valid, run.child())
+        try:
+            import optuna
+        except ImportError:
+            raise UserError("tuning needs optuna: pip install 'latticework[tune]'") from None
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        sign = 1.0 if run.metric.better == "higher" else -1.0
+        sampler = optuna.samplers.TPESampler(seed=int(run.rng("tuning").integers(2**31)), n_startup_trials=min(10, self.trials))
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        best: tuple[float, Method] | None = None
+        for trial in range(self.trials):
+            asked = study.ask(_distributions(optuna, space))
+            settings = {} if trial == 0 else asked.params
+            if trial == 0:
+                settings = current(self.method, space)
+            candidate = self.method.with_settings(settings)
+            child = run.child(label=f"{run.label} {trial + 1}/{self.trials}")
+            model = fitted(candidate, train, valid, child)
+            run._valid = valid
+            value = run.validate(model)
+            if child.stopped:
+                run.stopped = True
+            score = sign * value if math.isfinite(value) else -math.inf
+            if trial > 0:
+                study.tell(asked, score if math.isfinite(score) else -1e9)
+            if best is None or score > best[0]:
+                best = (score, candidate)
+            try:
+                run.log(trial, valid=value)
+            except OutOfTime:
+                run.stopped = True
+            if run.stopped:
+                break
+        assert best is not None
+        run.notes.append(f"chosen of {self.trials} trials on validation: {best[1].label}")
+        return fitted(best[1], train, valid, run.child())
+
+
+def search_space(method: Method) -> dict[str, Any]:
+    """Dotted field -> where tuning looks, through nested methods (a wrapper's backbone, a read-out's encoder)."""
+    space = dict(type(method).search_space())
+    for name in type(method).model_fields:
+        inner = getattr(method, name)
+        if isinstance(inner, Method):
+            space |= {f"{name}.{key}": where for key, where in search_space(inner).items()}
+    return space
+
+
+def current(method: Method, space: dict[str, Any]) -> dict[str, Any]:
+    """The values that the method has now."""
+    plain = method.plain()
+    found = {}
+    for path in space:
+        node: Any = plain
+        for part in path.split("."):
+            node = node[part]
+        found[path] = node
+    return found
+
+
+def _distributions(optuna: Any, space: dict[str, Any]) -> dict[str, Any]:
+    made = {}
+    for name, where in space.items():
+        if isinstance(where, list):
+            made[name] = optuna.distributions.CategoricalDistribution(where)
+            continue
+        low, high, log = where[0], where[1], "log" in where[2:]
+        if isinstance(low, int) and isinstance(high, int):
+            made[name] = optuna.distributions.IntDistribution(low, high, log=log)
+        else:
+            made[name] = optuna.distributions.FloatDistribution(low, high, log=log)
+    return made
