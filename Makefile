@@ -1,0 +1,52 @@
+# Two commands on a fresh machine: `make demo` and `make test` set up what they need.
+PYTHON ?= python3
+BIN := .venv/bin
+ifneq ($(wildcard ../shared/data/README.md),)
+export LATTICEWORK_DATA ?= $(abspath ../shared/data)
+endif
+export OMP_NUM_THREADS ?= 1
+export NUMBA_NUM_THREADS ?= 2
+
+.PHONY: venv demo test lint format bench evidence docs clean browser
+
+venv: .venv/ready
+.venv/ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt -e '.[all,dev,docs]'
+	touch $@
+
+DEMO := digits-knn -m logistic-regression,mlp,gcn,appnp,dagnn,fastrp:128 --repeats 5
+demo: venv
+	$(BIN)/latticework compare $(DEMO) --jobs 2 --runs runs/demo -o report.html
+
+# The report is looked at in a real browser; without one that test skips and says so.
+browser:
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
+	  { command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || \
+	  echo "no chromium: the browser check will skip"
+
+test: venv browser
+	$(BIN)/python -m pytest -n 2
+
+lint: venv
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: venv
+	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks
+
+bench: venv
+	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/run.py
+
+evidence: venv
+	$(BIN)/latticework reproduce dagnn fastrp adpa hnerv stitchable --record
+
+docs: venv
+	$(BIN)/python docs/generate.py
+	$(BIN)/sphinx-build -q -W -b html docs docs/_build/html
+
+clean:
+	rm -rf build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
