@@ -68,6 +68,4 @@ def _from_path(path: Path) -> Value:
             return reader.make({"path": str(path)})  # type: ignore[no-any-return]
         looked.append(f"{entry.name} ({entry.says})")
     found = sorted(p.name for p in path.iterdir())[:8] if path.is_dir() else [path.name]
-    raise UserError(
-        f"cannot tell what {path} holds; found {', '.join(found) or 'nothing'}; looked for " + "; ".join(looked)
-    )
+    raise UserError(f"cannot tell what {path} holds; found {', '.join(found) or 'nothing'}; looked for " + "; ".join(looked))

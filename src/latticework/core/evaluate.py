@@ -7,7 +7,7 @@ import platform
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from . import registry
 from .dataset import Dataset
@@ -28,7 +28,7 @@ class Options(NamedTuple):
     threads: int = 1
     time_s: float | None = None
     debug: bool = False
-    nets: Mapping[str, str] = {}  # noqa: RUF012  (never written)
+    nets: Mapping[str, str] = {}
 
 
 def suited(task: Task, method: Method) -> Method:
@@ -123,7 +123,7 @@ def _judge(
         text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         where["traceback"] = "" if isinstance(error, UserError) else traceback.format_exc(limit=-6)
         return Result(key, "failed", (), None, Cost(), text, where), {}
-    status = "stopped" if run.stopped else "done"
+    status: Literal["done", "stopped"] = "stopped" if run.stopped else "done"
     facts = {"chosen": model.method.plain(), "notes": run.notes, "row": method.row()}
     curve = {name: points for name, points in _curve(run).items()}
     return Result(key, status, tuple(scores), task.headline(scores), cost, None, where, curve, facts), found
@@ -192,7 +192,9 @@ def fit(
     return fitted(method, parts.train, parts.valid, run), run
 
 
-def ask(model: Model, task: Task, data: Dataset, query: Mapping[str, Any] | None = None, run: Run | None = None) -> tuple[Any, Part]:
+def ask(
+    model: Model, task: Task, data: Dataset, query: Mapping[str, Any] | None = None, run: Run | None = None
+) -> tuple[Any, Part]:
     """Answers for a user's files."""
     part = task.ask(data, task.Query.make(query or {}), model.schema)
     run = run or Run(task=task, digest=data.digest(), fold="ask")

@@ -36,7 +36,9 @@ def disk_errors(where: Path) -> Iterator[None]:
         raise UserError(f"cannot write in {where}: no permission ({error.strerror}); choose another folder") from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise Failure(f"the disk is full while writing {where}; nothing was left half-written; free room, then rerun") from None
+            raise Failure(
+                f"the disk is full while writing {where}; nothing was left half-written; free room, then rerun"
+            ) from None
         if error.errno == errno.EROFS:
             raise UserError(f"cannot write in {where}: it is read-only; choose another folder") from None
         raise

@@ -152,9 +152,7 @@ def value_of(noun: str, text: str) -> Value:
 
 def papers() -> tuple[Paper, ...]:
     """Every paper with an evidence file."""
-    return tuple(
-        Paper(path.stem, path, package, head) for package, path, head in _heads() if path.parent.name == "evidence"
-    )
+    return tuple(Paper(path.stem, path, package, head) for package, path, head in _heads() if path.parent.name == "evidence")
 
 
 def paper(slug: str) -> Paper:

@@ -81,7 +81,8 @@ def fill_model(model: Model, folder: Path, provenance: Mapping[str, Any]) -> Non
     """Write a model's files into an existing, empty folder."""
     from safetensors.torch import save_file
 
-    tensors, estimators = {}, {}
+    tensors: dict[str, Any] = {}
+    estimators: dict[str, Any] = {}
     for name, item in model.state().items():
         (tensors if hasattr(item, "detach") else estimators)[name] = item
     # save_file refuses tensors that share memory: each is written by itself
@@ -120,7 +121,9 @@ def read_head(folder: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is cut short or not a model's JSON ({error}); fit the model again") from None
     if version > FORMAT:
-        raise UserError(f"{folder} was written by a newer version (format {version}, this one reads {FORMAT}); upgrade latticework")
+        raise UserError(
+            f"{folder} was written by a newer version (format {version}, this one reads {FORMAT}); upgrade latticework"
+        )
     return head
 
 

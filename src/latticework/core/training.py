@@ -121,4 +121,5 @@ def minibatches(n: int, size: int, generator: torch.Generator) -> list[torch.Ten
     """A shuffled cut of ``range(n)`` into batches; the last may be smaller."""
     import torch
 
-    return list(torch.randperm(n, generator=generator).split(size))
+    order = torch.randperm(n, generator=generator)
+    return [order[i : i + size] for i in range(0, n, size)]

@@ -38,7 +38,7 @@ def setting(
     extra: dict[str, Any] = {"late": late}
     if search is not None:
         extra["search"] = search
-    bounds = {k: v for k, v in {"ge": ge, "gt": gt, "le": le, "lt": lt}.items() if v is not None}
+    bounds: dict[str, Any] = {k: v for k, v in {"ge": ge, "gt": gt, "le": le, "lt": lt}.items() if v is not None}
     return Field(default, description=says, json_schema_extra=extra, **bounds)
 
 

@@ -51,9 +51,7 @@ def row_blocks(left: sp.csr_matrix, right: sp.csr_matrix, budget: int) -> Iterat
     rows never stand in memory together. A single row above the budget is a block of its own.
     """
     lengths = np.diff(right.indptr)
-    steps = sp.csr_matrix(
-        (np.ones(left.nnz), left.indices, left.indptr), shape=left.shape
-    ) @ lengths.astype(np.float64)
+    steps = sp.csr_matrix((np.ones(left.nnz), left.indices, left.indptr), shape=left.shape) @ lengths.astype(np.float64)
     done = np.concatenate([[0.0], np.cumsum(steps)])
     start, rows = 0, left.shape[0]
     while start < rows:
@@ -132,9 +130,7 @@ def normalise_pattern(G: sp.spmatrix, r: float, *, loops: bool = False) -> sp.cs
     return sp.csr_matrix(sp.diags(left) @ G @ sp.diags(right))
 
 
-def normalise_patterns(
-    patterns: Mapping[str, sp.spmatrix], r: float
-) -> dict[str, sp.csr_matrix]:
+def normalise_patterns(patterns: Mapping[str, sp.spmatrix], r: float) -> dict[str, sp.csr_matrix]:
     """Each pattern normalised: order 1 (``A``, ``AT``) with ``+I`` before, order 2 without.
 
     ``A A^T`` and ``A^T A`` have a diagonal of their own (a node shares its neighbours with itself),
@@ -143,9 +139,7 @@ def normalise_patterns(
     return {name: normalise_pattern(G, r, loops=name in FIRST_ORDER) for name, G in patterns.items()}
 
 
-def cyclic_dsbm(
-    n: int, classes: int, p: float, q: float, seed: int, directed: bool = True
-) -> tuple[sp.csr_matrix, np.ndarray]:
+def cyclic_dsbm(n: int, classes: int, p: float, q: float, seed: int, directed: bool = True) -> tuple[sp.csr_matrix, np.ndarray]:
     """A block model whose arcs between classes run round a cycle, or, undirected, at random.
 
     Every unordered pair of nodes is joined by one arc with probability ``p`` inside a class and
@@ -195,9 +189,7 @@ def _square(A: sp.spmatrix) -> sp.csr_matrix:
     return A
 
 
-def _product(
-    left: sp.csr_matrix, right: sp.csr_matrix, cap: int | None, budget: int
-) -> sp.csr_matrix:
+def _product(left: sp.csr_matrix, right: sp.csr_matrix, cap: int | None, budget: int) -> sp.csr_matrix:
     if cap is None:
         return sp.csr_matrix(left @ right)
     blocks = [_largest(left[i:j] @ right, cap) for i, j in row_blocks(left, right, budget)]

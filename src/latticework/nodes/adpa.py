@@ -183,17 +183,13 @@ class _Labels:
     def __init__(self, labels: np.ndarray) -> None:
         self.nodes = np.flatnonzero(labels >= 0)
         if len(self.nodes) < 2:
-            raise ValueError(
-                f"labels are missing: {len(self.nodes)} of {len(labels)} nodes have one, AMUD needs two"
-            )
+            raise ValueError(f"labels are missing: {len(self.nodes)} of {len(labels)} nodes have one, AMUD needs two")
         self.y = np.unique(labels[self.nodes], return_inverse=True)[1]
 
     def of(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         return (self.y[rows] == self.y[columns]).astype(np.float64)
 
-    def moments(
-        self, weights: np.ndarray, second: bool
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def moments(self, weights: np.ndarray, second: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         own = (weights**2).sum(0)
         pairs = weights.sum(0) ** 2 - own
         sizes = sp.csr_matrix((np.ones(len(self.y)), (self.y, np.arange(len(self.y))))) @ weights
@@ -224,9 +220,7 @@ class _Cosine:
             values[span] = np.asarray(product.sum(axis=1)).ravel()
         return values
 
-    def moments(
-        self, weights: np.ndarray, second: bool
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def moments(self, weights: np.ndarray, second: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         pairs = weights.sum(0) ** 2 - (weights**2).sum(0)
         loops = self.own @ weights**2
         mean = (np.square(self.X.T @ weights).sum(0) - loops) / pairs
@@ -332,8 +326,7 @@ def hop_weights(hops: int, hop_weight: Literal["log", "one"] = "log") -> list[fl
         raise ValueError(f"hop_weight must be 'log' or 'one', not {hop_weight!r}")
     if hops > 2:
         raise ValueError(
-            f"hops={hops} with the logarithmic weight: 1 - ln(l) is negative from l = 3 on; "
-            "take hops <= 2 or hop_weight='one'"
+            f"hops={hops} with the logarithmic weight: 1 - ln(l) is negative from l = 3 on; take hops <= 2 or hop_weight='one'"
         )
     return [1.0 + math.log(1.0 / hop) + 1e-6 for hop in range(1, hops + 1)]
 
@@ -383,10 +376,7 @@ def propagate_patterns(
 def select_nodes(cache: Cache, nodes: Tensor) -> Cache:
     """The rows ``nodes`` (int64 ``[b]``) of a cache: a mini-batch. Hop 0 stays one shared tensor."""
     raw = cache[0][0][nodes]
-    return tuple(
-        tuple(raw if hop == 0 else state[nodes] for hop, state in enumerate(states))
-        for states in cache
-    )
+    return tuple(tuple(raw if hop == 0 else state[nodes] for hop, state in enumerate(states)) for states in cache)
 
 
 class HopAttention(nn.Module):
@@ -417,7 +407,7 @@ class HopAttention(nn.Module):
 
     def forward(self, states: Sequence[Tensor]) -> Tensor:
         context, own = self.directions()
-        return self.weigh([h @ context[l] for l, h in enumerate(states)], [h @ own for h in states])
+        return self.weigh([h @ context[hop] for hop, h in enumerate(states)], [h @ own for h in states])
 
 
 class Attention(NamedTuple):
@@ -517,10 +507,7 @@ class ADPA(nn.Module):
         # each cached matrix is then read once a pass, and no gradient of its size is ever formed.
         width, count = self.width, len(self.patterns)
         directions = [gate.directions() for gate in self.hop_attention]
-        columns = [
-            torch.cat([self.first[g].weight, directions[g][0][:1], directions[g][1][None]])
-            for g in range(count)
-        ]
+        columns = [torch.cat([self.first[g].weight, directions[g][0][:1], directions[g][1][None]]) for g in range(count)]
         raw = F.linear(cache[0][0], torch.cat([*columns, self.first[count].weight]))
         start = raw[:, : count * (width + 2)].unflatten(1, (count, width + 2)).unbind(1)
         outputs, weights = [], []
@@ -530,9 +517,7 @@ class ADPA(nn.Module):
             for hop in range(1, self.hops + 1):
                 matrix = torch.cat([self.first[g].weight, context[hop : hop + 1], own[None]])
                 products.append(F.linear(states[hop], matrix))
-            a = self.hop_attention[g].weigh(
-                [z[:, width] for z in products], [z[:, width + 1] for z in products]
-            )
+            a = self.hop_attention[g].weigh([z[:, width] for z in products], [z[:, width + 1] for z in products])
             y = sum(a[:, hop : hop + 1] * z[:, :width] for hop, z in enumerate(products))
             outputs.append(self.rest[g](y + self.first[g].bias))
             weights.append(a)
@@ -545,9 +530,7 @@ class ADPA(nn.Module):
         raw = scale[-1] * self.rest[-1](self.first[-1](cache[0][0]))
         joined = []
         for hop in range(self.hops + 1):
-            parts = [
-                scale[g] * self.rest[g](self.first[g](states[hop])) for g, states in enumerate(cache)
-            ]
+            parts = [scale[g] * self.rest[g](self.first[g](states[hop])) for g, states in enumerate(cache)]
             joined.append(torch.cat([*parts, raw], dim=1))
         a = self.hop_attention[0](joined)
         return sum(a[:, hop : hop + 1] * h for hop, h in enumerate(joined)), a[None]

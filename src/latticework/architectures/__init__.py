@@ -1,0 +1,1 @@
+"""Searching, shrinking and stitching neural nets."""

@@ -1,0 +1,1 @@
+"""Plain recipes used by name everywhere."""

@@ -1,0 +1,1 @@
+"""Kinds of data: containers, readers, checks, writers, catalogue."""

@@ -1,0 +1,1 @@
+"""Batteries of checks that every method, task, data set and probe must pass."""
