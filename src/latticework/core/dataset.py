@@ -45,7 +45,7 @@ def open_data(what: Any, settings: Mapping[str, Any] | None = None) -> Dataset:
     if isinstance(what, Dataset):
         return what.with_settings(settings) if settings else what
     text = str(what)
-    if registry.knows("data", text):
+    if registry.knows("data", text.partition("(")[0].strip()) and not Path(text).exists():
         value = registry.value_of("data", text)
     else:
         path = Path(text)

@@ -22,7 +22,7 @@ from .method import Method
 from .result import Result
 from .task import Task
 from .tuning import Tuned
-from .value import Value, read_text, setting
+from .value import Value, setting
 
 POLL_S = 0.2
 
@@ -74,9 +74,9 @@ class Grid(Value):
             data = open_data(name, of_data)
             tasks = [task_of(t) for t in self.tasks] or [default_task(data, self.entries)]
             for task in tasks:
-                task = task.with_settings(of_task) if of_task else task
                 if data.kind not in task.kinds:
                     raise UserError(f"{task.name} is for {', '.join(task.kinds)}, and {name} holds {data.kind}")
+                task = (task.with_settings(of_task) if of_task else task).for_data(data)
                 entries = list(self._entries(task, data, of_method))
                 plan = tuple(task.plan(data, self.repeats))
                 found.append(Case(f"{name} · {task.label}" if len(tasks) > 1 else name, data, task, tuple(entries), plan))
@@ -140,19 +140,9 @@ def task_of(text: str) -> Task:
 
 def entry_of(text: str) -> Method:
     """A method written ``name``, ``name:preset`` or ``name(field=value; field=value)``."""
-    name, bracket, rest = text.partition("(")
-    value = registry.value_of("method", name.strip())
+    value = registry.value_of("method", text)
     assert isinstance(value, Method)
-    if not bracket:
-        return value
-    settings = {}
-    for part in rest.rstrip(")").split(";"):
-        if part.strip():
-            key, equals, given = part.partition("=")
-            if not equals:
-                raise UserError(f"{text!r}: write settings as name(field=value; field=value)")
-            settings[key.strip()] = read_text(given.strip())
-    return value.with_settings(settings)
+    return value
 
 
 def default_task(data: Dataset, entries: Sequence[str] = ()) -> Task:

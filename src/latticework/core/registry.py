@@ -135,19 +135,55 @@ def class_of(noun: str, name: str) -> Any:
 
 
 def value_of(noun: str, text: str) -> Value:
-    """The value written as ``name``, ``name:preset``; for data sets the whole ``name:part`` may itself be a name."""
+    """The value written as ``name``, ``name:preset`` or ``name(field=value; field=value)``, brackets nesting.
+
+    For data sets the whole ``folder:file`` may itself be a name.
+    """
+    head, bracket, rest = text.partition("(")
+    kind, fields = _named(noun, head.strip())
+    if not bracket:
+        return kind.make(fields)  # type: ignore[no-any-return]
+    if not rest.rstrip().endswith(")"):
+        raise UserError(f"{text!r}: a bracket is not closed; write name(field=value; field=value)")
+    given = _settings(text, rest.rstrip()[:-1])
+    if all("." not in key for key in given):
+        return kind.make(fields | given)  # type: ignore[no-any-return]
+    return kind.make(fields).with_settings(given)  # type: ignore[no-any-return]
+
+
+def _settings(text: str, body: str) -> dict[str, Any]:
+    """``field=value; field=value`` cut at the semicolons outside of brackets."""
+    from .value import read_text
+
+    settings, depth, part = {}, 0, ""
+    for mark in body + ";":
+        depth += {"(": 1, ")": -1}.get(mark, 0)
+        if mark != ";" or depth:
+            part += mark
+            continue
+        if part.strip():
+            key, equals, given = part.partition("=")
+            if not equals:
+                raise UserError(f"{text!r}: write settings as name(field=value; field=value)")
+            settings[key.strip()] = read_text(given.strip())
+        part = ""
+    return settings
+
+
+def _named(noun: str, text: str) -> tuple[Any, dict[str, Any]]:
+    """The class of ``name`` or ``name:preset``, and the fields that the name stands for."""
     if knows(noun, text):
-        entry = find(noun, text)
-        return entry.load().make(entry.facts.get("fields", {}))  # type: ignore[no-any-return]
-    name, _, preset = text.partition(":")
-    entry = find(noun, name)
+        entry, preset = find(noun, text), ""
+    else:
+        name, _, preset = text.partition(":")
+        entry = find(noun, name)
     fields = dict(entry.facts.get("fields", {}))
     if preset:
         presets = entry.facts.get("presets", {})
         if preset not in presets:
-            raise UserError(f"{noun} {name!r} has no preset {preset!r}; {nearest(preset, presets)}")
+            raise UserError(f"{noun} {entry.name!r} has no preset {preset!r}; {nearest(preset, presets)}")
         fields |= presets[preset]
-    return entry.load().make(fields)  # type: ignore[no-any-return]
+    return entry.load(), fields
 
 
 def papers() -> tuple[Paper, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from .dataset import Dataset
 from .result import NOTHING, Metric, Score
@@ -53,6 +53,10 @@ class Task(Value):
     headline_metric: ClassVar[str]
     readouts: ClassVar[Mapping[str, str]] = {}  # role -> method name that stands between
     Query: ClassVar[type[Value]] = Query
+
+    def for_data(self, data: Dataset) -> Self:
+        """The same task with fields left open ("auto") decided by the data, so that its identity is concrete."""
+        return self
 
     @abstractmethod
     def baselines(self, facts: Facts) -> tuple[str, ...]:

@@ -1,0 +1,560 @@
+"""The kind *graph*: container, readers of users' files, check, writer.
+
+A user's folder holds ``edges.csv`` (source,target[,weight]) and ``nodes.csv`` (id[,label][,split][,features...]); also
+read: parquet, a lone edge list, GraphML and GML, Matrix Market, a PyG ``Data``. Reading is lossless and says what it did:
+ids and class names are text, edges stay as written, and each act is a sentence in `Graph.notes`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from latticework.core.dataset import Dataset
+from latticework.core.errors import UserError
+from latticework.core.ledger import write_folder
+from latticework.core.value import digest_of, setting
+
+from .table import column_named, find_table, header, line_of, need, numbers, read_table, some
+
+if TYPE_CHECKING:
+    import polars as pl
+
+SPLIT_WORDS = {"train": 0, "valid": 1, "val": 1, "validation": 1, "test": 2, "": -1}
+MAX_CATEGORIES = 1_000
+MAX_CLASSES = 10_000
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A graph as it was written.
+
+    edge_index int64 [2, m]; weight float32 [m] or none; x float32 [n, F] or none; y int64 [n] with -1 where unknown, or
+    bool [n, C] for several labels a node; `fixed`, the one published or written split, int8 [n] and `splits`, repeated
+    ones, int8 [S, n] (0 train, 1 valid, 2 test, -1 none).
+    """
+
+    edge_index: np.ndarray[Any, Any]
+    ids: tuple[str, ...]
+    x: np.ndarray[Any, Any] | None = None
+    y: np.ndarray[Any, Any] | None = None
+    weight: np.ndarray[Any, Any] | None = None
+    classes: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+    fixed: np.ndarray[Any, Any] | None = None
+    splits: np.ndarray[Any, Any] | None = None
+    directed: bool = True
+    notes: tuple[str, ...] = ()
+    _cache: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def nodes(self) -> int:
+        return len(self.ids)
+
+    @property
+    def multi_label(self) -> bool:
+        return self.y is not None and self.y.ndim == 2
+
+    @property
+    def labelled(self) -> np.ndarray[Any, Any]:
+        """bool [n]: nodes with a known label."""
+        if self.y is None:
+            return np.zeros(self.nodes, bool)
+        return np.asarray(self.y.any(1) if self.y.ndim == 2 else self.y >= 0)
+
+    def tensors(self) -> Any:
+        """A PyG ``Data`` without labels: what a model may see."""
+        if "data" not in self._cache:
+            import torch
+            from torch_geometric.data import Data
+
+            data = Data(
+                x=None if self.x is None else torch.from_numpy(np.ascontiguousarray(self.x, dtype=np.float32)),
+                edge_index=torch.from_numpy(np.ascontiguousarray(self.edge_index)),
+                edge_weight=None if self.weight is None else torch.from_numpy(self.weight),
+                num_nodes=self.nodes,
+            )
+            data.directed = self.directed
+            self._cache["data"] = data
+        return self._cache["data"]
+
+
+# -- reading -------------------------------------------------------------------------------------------------------------
+def read_graph(path: Path | str, directed: bool | None = None) -> Graph:
+    """A user's folder or file. `directed` left out: directed if any edge lacks its reverse, and the notes say so."""
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
+    if path.is_dir():
+        edges, nodes = find_table(path, "edges"), find_table(path, "nodes")
+        if edges is None:
+            found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+            raise UserError(f"{path} has no edges.csv (source,target[,weight]); found {found}")
+        return _from_tables(edges, nodes, directed)
+    suffix = path.suffix.lower()
+    if suffix in (".csv", ".parquet"):
+        return _from_tables(path, None, directed)
+    if suffix in (".graphml", ".gml"):
+        return _from_networkx(path, directed)
+    if suffix == ".mtx":
+        return _from_matrix_market(path, directed)
+    raise UserError(f"{path}: graphs are read from a folder, .csv, .parquet, .graphml, .gml or .mtx, not {suffix or 'this'}")
+
+
+def _from_tables(edges_path: Path, nodes_path: Path | None, directed: bool | None) -> Graph:
+    import polars as pl
+
+    edges = read_table(edges_path)
+    source = need(edges_path, edges, "source", "src", "from")
+    target = need(edges_path, edges, "target", "dst", "to")
+    notes: list[str] = []
+    for column in (source, target):
+        empty = (edges[column].is_null() | (edges[column] == "")).arg_true()
+        if len(empty):
+            raise UserError(f"{edges_path}, line {line_of(empty[0])}: the {column} is empty")
+    nodes = read_table(nodes_path) if nodes_path else None
+    if nodes is None:
+        ids = pl.concat([edges[source].rename("id"), edges[target].rename("id")]).unique(maintain_order=True)
+        notes.append(f"no nodes.csv: the {len(ids)} nodes are those that edges name")
+    else:
+        assert nodes_path is not None
+        ids = _ids(nodes_path, nodes)
+    kind = pl.Enum(ids)
+    ends = []
+    for column in (source, target):
+        code = edges[column].cast(kind, strict=False)
+        unknown = code.is_null().arg_true()
+        if len(unknown):
+            row = unknown[0]
+            more = f" ({len(unknown)} such lines)" if len(unknown) > 1 else ""
+            raise UserError(
+                f"{edges_path}, line {line_of(row)}: {column} {edges[column][row]!r} is not an id of "
+                f"{nodes_path.name if nodes_path else 'the nodes'}{more}; add the node or remove the edge"
+            )
+        ends.append(code.to_physical().to_numpy().astype(np.int64))
+    edge_index = np.stack(ends)
+    weight = None
+    weight_column = column_named(edges, "weight")
+    if weight_column is not None:
+        values = numbers(edges_path, edges[weight_column])
+        negative = (values < 0).arg_true()
+        if len(negative):
+            row = negative[0]
+            raise UserError(
+                f"{edges_path}, line {line_of(row)}: weight {edges[weight_column][row]} is negative; weights are >= 0"
+            )
+        weight = values.to_numpy().astype(np.float32)
+    unused = [c for c in edges.columns if c not in (source, target, weight_column)]
+    if unused:
+        notes.append(f"columns of {edges_path.name} that nothing reads: {', '.join(unused)}")
+    graph = Graph(edge_index, tuple(ids.to_list()), weight=weight)
+    if nodes is not None:
+        assert nodes_path is not None
+        graph = _with_columns(graph, nodes_path, nodes, notes)
+    return finish(replace(graph, notes=tuple(notes)), directed)
+
+
+def _ids(path: Path, nodes: pl.DataFrame) -> pl.Series:
+    ids = nodes[need(path, nodes, "id", "node")].rename("id")
+    empty = (ids.is_null() | (ids == "")).arg_true()
+    if len(empty):
+        raise UserError(f"{path}, line {line_of(empty[0])}: the id is empty")
+    twice = ids.is_duplicated()
+    if twice.any():
+        rows = twice.arg_true()
+        same = [r for r in rows if ids[r] == ids[rows[0]]]
+        raise UserError(
+            f"{path}: id {ids[rows[0]]!r} stands on lines {', '.join(str(line_of(r)) for r in same[:4])}; ids are unique"
+        )
+    return ids
+
+
+def _with_columns(graph: Graph, path: Path, nodes: pl.DataFrame, notes: list[str]) -> Graph:
+    id_column = need(path, nodes, "id", "node")
+    label, labels, split = column_named(nodes, "label"), column_named(nodes, "labels"), column_named(nodes, "split")
+    if label and labels:
+        raise UserError(f"{path} has both a column 'label' and 'labels'; keep one")
+    if label:
+        graph = _labels(graph, path, nodes[label], notes)
+    elif labels:
+        graph = _many_labels(graph, nodes[labels], notes)
+    if split:
+        graph = replace(graph, fixed=_split(path, nodes[split]))
+    blocks, names = [], []
+    for column in nodes.columns:
+        if column in (id_column, label, labels, split):
+            continue
+        values, columns = _feature(path, nodes[column], notes)
+        blocks.append(values)
+        names += columns
+    if blocks:
+        graph = replace(graph, x=np.concatenate(blocks, axis=1, dtype=np.float32), features=tuple(names))
+    return graph
+
+
+def _labels(graph: Graph, path: Path, column: pl.Series, notes: list[str]) -> Graph:
+    text = column.fill_null("")
+    known = text.filter(text != "")
+    classes = sorted(known.unique().to_list())
+    if len(classes) > MAX_CLASSES or (len(classes) > 50 and len(classes) == len(known)):
+        raise UserError(
+            f"{path}: column 'label' has {len(classes)} different values in {len(known)} rows; it looks like an id or a number, not a class"
+        )
+    code = {name: i for i, name in enumerate(classes)}
+    y = np.array([code.get(v, -1) for v in text.to_list()], np.int64)
+    missing = int((y < 0).sum())
+    if missing:
+        notes.append(f"{missing} nodes have no label: they are the ones to predict")
+    return replace(graph, y=y, classes=tuple(classes))
+
+
+def _many_labels(graph: Graph, column: pl.Series, notes: list[str]) -> Graph:
+    sets = [[part.strip() for part in v.split("|") if part.strip()] for v in column.fill_null("").to_list()]
+    classes = sorted({name for row in sets for name in row})
+    code = {name: i for i, name in enumerate(classes)}
+    y = np.zeros((len(sets), len(classes)), bool)
+    for i, row in enumerate(sets):
+        y[i, [code[name] for name in row]] = True
+    missing = sum(not row for row in sets)
+    if missing:
+        notes.append(f"{missing} nodes have no label: they are the ones to predict")
+    return replace(graph, y=y, classes=tuple(classes))
+
+
+def _split(path: Path, column: pl.Series) -> np.ndarray[Any, Any]:
+    words = column.fill_null("").str.to_lowercase().to_list()
+    for row, word in enumerate(words):
+        if word not in SPLIT_WORDS:
+            raise UserError(f"{path}, line {line_of(row)}: split {column[row]!r}; use train, valid, test or nothing")
+    return np.array([SPLIT_WORDS[w] for w in words], np.int8)
+
+
+def _feature(path: Path, column: pl.Series, notes: list[str]) -> tuple[np.ndarray[Any, Any], list[str]]:
+    """A column of numbers, or of categories as one-hot columns named ``column=value``."""
+    import polars as pl
+
+    parsed = column.cast(pl.Float64, strict=False)
+    numeric = int(parsed.is_not_null().sum())
+    filled = int(((column != "") & column.is_not_null()).sum())
+    if numeric > filled / 2 or filled == 0:
+        return numbers(path, column).to_numpy()[:, None], [column.name]
+    text = column.fill_null("")
+    categories = sorted(text.unique().to_list())
+    if len(categories) > MAX_CATEGORIES:
+        raise UserError(
+            f"{path}: column {column.name!r} has {len(categories)} different texts ({some(categories)}); it looks like free text: remove it or group it"
+        )
+    code = {name: i for i, name in enumerate(categories)}
+    hot = np.zeros((len(text), len(categories)), np.float32)
+    hot[np.arange(len(text)), [code[v] for v in text.to_list()]] = 1
+    notes.append(f"column {column.name!r} is categorical: {len(categories)} one-hot features")
+    return hot, [f"{column.name}={name}" for name in categories]
+
+
+def _from_networkx(path: Path, directed: bool | None) -> Graph:
+    import networkx as nx
+
+    try:
+        g = nx.read_graphml(path, force_multigraph=True) if path.suffix.lower() == ".graphml" else nx.read_gml(path, label="id")
+    except Exception as error:  # parsers of XML and GML raise many kinds
+        raise UserError(f"{path} is not readable as {path.suffix[1:]}: {error}") from None
+    ids = [str(n) for n in g]
+    if not ids:
+        raise UserError(f"{path} holds no nodes")
+    place = {n: i for i, n in enumerate(g)}
+    pairs = [(place[u], place[v]) for u, v in g.edges()]
+    if not pairs:
+        raise UserError(f"{path} holds no edges")
+    weights = [d.get("weight") for _, _, d in g.edges(data=True)]
+    edge_index = np.array(pairs, np.int64).reshape(-1, 2).T
+    weight = np.array([float(w) for w in weights], np.float32) if all(w is not None for w in weights) else None
+    notes: list[str] = []
+    import polars as pl
+
+    columns = sorted({key for _, d in g.nodes(data=True) for key in d})
+    frame = pl.DataFrame(
+        {"id": ids}
+        | {
+            k: ["" if (v := d.get(k)) is None else str(v) for _, d in g.nodes(data=True)]
+            for k in columns
+            if k.lower() not in ("id", "node")
+        }
+    )
+    graph = Graph(edge_index, tuple(ids), weight=weight)
+    graph = _with_columns(graph, path, frame, notes)
+    if not g.is_directed():
+        graph = _both_ways(graph)
+        directed = False
+        notes.append("undirected file: each edge stands in both directions")
+    return finish(replace(graph, notes=tuple(notes)), directed)
+
+
+def _from_matrix_market(path: Path, directed: bool | None) -> Graph:
+    import scipy.io
+
+    try:
+        matrix = scipy.io.mmread(path, spmatrix=False).tocoo()
+    except Exception as error:  # the parser raises several kinds
+        raise UserError(f"{path} is not a Matrix Market file: {error}") from None
+    if matrix.shape[0] != matrix.shape[1]:
+        raise UserError(f"{path} is {matrix.shape[0]} x {matrix.shape[1]}: an adjacency matrix is square")
+    weight = np.asarray(matrix.data, np.float32)
+    if not np.isfinite(weight).all() or (weight < 0).any():
+        raise UserError(f"{path} has a negative or non-finite weight; weights are >= 0")
+    edge_index = np.stack([matrix.row, matrix.col]).astype(np.int64)
+    ids = tuple(str(i + 1) for i in range(matrix.shape[0]))
+    return finish(Graph(edge_index, ids, weight=None if (weight == 1).all() else weight), directed)
+
+
+def from_pyg(data: Any, directed: bool | None = None) -> Graph:
+    """A PyG ``Data``: x, y, edge_index, edge_weight and the usual masks."""
+    n = int(data.num_nodes)
+    y = None if getattr(data, "y", None) is None else data.y.cpu().numpy()
+    splits = None
+    if getattr(data, "train_mask", None) is not None:
+        masks = [getattr(data, f"{k}_mask", None) for k in ("train", "val", "test")]
+        shape = np.atleast_2d(masks[0].cpu().numpy().T).shape if masks[0] is not None else (1, n)
+        splits = np.full(shape, -1, np.int8)
+        for i, mask in enumerate(masks):
+            if mask is not None:
+                splits[np.atleast_2d(mask.cpu().numpy().T)] = i
+    many = y is not None and y.ndim == 2 and y.shape[1] > 1
+    if y is not None and not many:
+        y = y.reshape(-1).astype(np.int64)
+    classes = () if y is None else tuple(str(c) for c in range(y.shape[1] if many else int(y.max()) + 1))
+    weight = getattr(data, "edge_weight", None)
+    return finish(
+        Graph(
+            data.edge_index.cpu().numpy().astype(np.int64), tuple(str(i) for i in range(n)),
+            x=None if data.x is None else data.x.cpu().numpy().astype(np.float32),
+            y=y.astype(bool) if many and y is not None else y, classes=classes,
+            fixed=splits[0] if splits is not None and len(splits) == 1 else None,
+            splits=splits if splits is not None and len(splits) > 1 else None,
+            features=() if data.x is None else tuple(f"x{i}" for i in range(data.x.shape[1])),
+            weight=None if weight is None else weight.cpu().numpy().astype(np.float32),
+        ),
+        directed,
+    )  # fmt: skip
+
+
+def finish(graph: Graph, directed: bool | None) -> Graph:
+    """Count loops and repeats, decide on direction, and say so."""
+    notes = list(graph.notes)
+    u, v = graph.edge_index
+    n = graph.nodes
+    if len(u) and (min(u.min(), v.min()) < 0 or max(u.max(), v.max()) >= n):
+        raise UserError(f"an edge names a node outside 0..{n - 1}")
+    keys = u * n + v
+    unique = np.unique(keys)
+    loops, repeats = int((u == v).sum()), len(keys) - len(unique)
+    if loops:
+        notes.append(f"{loops} self-loops kept")
+    if repeats:
+        notes.append(f"{repeats} repeated edges kept; methods that build a matrix sum their weights")
+    if directed is None:
+        reverse = (unique % n) * n + unique // n
+        lacking = len(unique) - int(np.isin(reverse, unique).sum())
+        directed = lacking > 0
+        if directed:
+            notes.append(
+                f"directed: {lacking} of {len(unique)} edges lack their reverse (say data.directed=false if they are undirected)"
+            )
+        else:
+            notes.append("undirected: every edge has its reverse")
+    elif not directed:
+        before = graph.edge_index.shape[1]
+        graph = _both_ways(graph)
+        notes.append(f"declared undirected: {graph.edge_index.shape[1] - before} reverse edges added")
+    return replace(graph, directed=bool(directed), notes=tuple(notes))
+
+
+def _both_ways(graph: Graph) -> Graph:
+    """Add the reverse of every edge that lacks it."""
+    u, v = graph.edge_index
+    n = graph.nodes
+    lacking = ~np.isin(v * n + u, u * n + v)
+    edge_index = np.concatenate([graph.edge_index, np.stack([v[lacking], u[lacking]])], axis=1)
+    weight = None if graph.weight is None else np.concatenate([graph.weight, graph.weight[lacking]])
+    return replace(graph, edge_index=edge_index, weight=weight, _cache={})
+
+
+# -- what a graph is like ------------------------------------------------------------------------------------------------
+def undirected_pairs(graph: Graph) -> np.ndarray[Any, Any]:
+    """int64 [2, k]: each joined pair once, without loops."""
+    u, v = graph.edge_index
+    low, high = np.minimum(u, v), np.maximum(u, v)
+    keys = np.unique((low * graph.nodes + high)[low != high])
+    return np.stack([keys // graph.nodes, keys % graph.nodes])
+
+
+def degrees(graph: Graph) -> np.ndarray[Any, Any]:
+    """int64 [n]: neighbours of each node, without loops and repeats."""
+    a, b = undirected_pairs(graph)
+    return np.bincount(a, minlength=graph.nodes) + np.bincount(b, minlength=graph.nodes)
+
+
+def local_homophily(graph: Graph) -> np.ndarray[Any, Any]:
+    """float64 [n]: share of labelled neighbours with the node's label; NaN without any (single label only)."""
+    assert graph.y is not None and not graph.multi_label
+    a, b = undirected_pairs(graph)
+    both = (graph.y[a] >= 0) & (graph.y[b] >= 0)
+    a, b = a[both], b[both]
+    same = (graph.y[a] == graph.y[b]).astype(float)
+    total = np.bincount(a, minlength=graph.nodes) + np.bincount(b, minlength=graph.nodes)
+    alike = np.bincount(a, same, graph.nodes) + np.bincount(b, same, graph.nodes)
+    return np.where(total > 0, alike / np.maximum(total, 1), np.nan)
+
+
+def facts(graph: Graph) -> dict[str, Any]:
+    """Counts and shapes: what ``data check`` prints and what methods look at before they refuse."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    degree = degrees(graph)
+    u, v = graph.edge_index
+    adjacency = coo_array((np.ones(len(u), bool), (u, v)), shape=(graph.nodes, graph.nodes)).tocsr()
+    found: dict[str, Any] = {
+        "nodes": graph.nodes,
+        "edges as written": len(u),
+        "pairs joined": int(degree.sum()) // 2,
+        "directed": graph.directed,
+        "self-loops": int((u == v).sum()),
+        "weighted": graph.weight is not None,
+        "degree min / median / max": [int(degree.min()), float(np.median(degree)), int(degree.max())],
+        "isolated nodes": int((degree == 0).sum()),
+        "components": int(connected_components(adjacency, directed=False)[0]),
+        "features": 0 if graph.x is None else int(graph.x.shape[1]),
+        "classes": len(graph.classes),
+        "multi-label": graph.multi_label,
+        "labelled": int(graph.labelled.sum()),
+        "splits": 0 if graph.splits is None else len(graph.splits),
+        "fixed split": _sizes(graph.fixed),
+    }
+    if graph.y is not None and len(graph.classes):
+        counts = graph.y.sum(0) if graph.multi_label else np.bincount(graph.y[graph.y >= 0], minlength=len(graph.classes))
+        found["class sizes"] = {name: int(c) for name, c in zip(graph.classes, counts, strict=True)}
+        if not graph.multi_label:
+            a, b = undirected_pairs(graph)
+            both = (graph.y[a] >= 0) & (graph.y[b] >= 0)
+            found["edge homophily"] = float((graph.y[a] == graph.y[b])[both].mean()) if both.any() else None
+            local = local_homophily(graph)
+            found["node homophily"] = float(np.nanmean(local)) if np.isfinite(local).any() else None
+    return found
+
+
+def _sizes(split: np.ndarray[Any, Any] | None) -> Any:
+    if split is None:
+        return "none"
+    return {word: int((split == code).sum()) for code, word in enumerate(("train", "valid", "test"))}
+
+
+# -- writing -------------------------------------------------------------------------------------------------------------
+def write_graph(graph: Graph, folder: Path) -> None:
+    """``edges.csv`` and ``nodes.csv`` that `read_graph` reads back as the same graph."""
+    import polars as pl
+
+    def fill(draft: Path) -> None:
+        ids = np.array(graph.ids, object)
+        edges = pl.DataFrame({"source": ids[graph.edge_index[0]].tolist(), "target": ids[graph.edge_index[1]].tolist()})
+        if graph.weight is not None:
+            edges = edges.with_columns(pl.Series("weight", graph.weight))
+        edges.write_csv(draft / "edges.csv")
+        nodes: dict[str, Sequence[Any]] = {"id": list(graph.ids)}
+        if graph.multi_label and graph.y is not None:
+            nodes["labels"] = ["|".join(graph.classes[c] for c in np.flatnonzero(row)) for row in graph.y]
+        elif graph.y is not None:
+            nodes["label"] = [graph.classes[c] if c >= 0 else "" for c in graph.y]
+        if graph.fixed is not None:
+            words = {0: "train", 1: "valid", 2: "test", -1: ""}
+            nodes["split"] = [words[int(s)] for s in graph.fixed]
+        frame = pl.DataFrame(nodes)
+        if graph.x is not None:
+            frame = frame.hstack([pl.Series(name, graph.x[:, i]) for i, name in enumerate(graph.features)])
+        frame.write_csv(draft / "nodes.csv")
+
+    write_folder(folder, fill)
+
+
+# -- the data set of a user's files --------------------------------------------------------------------------------------
+class GraphFiles(Dataset):
+    """A user's graph, by path; its identity is the bytes of the files, not where they lie."""
+
+    name: ClassVar[str] = "graph-files"
+    kind: ClassVar[str] = "graph"
+    path: Path = setting(..., "a folder with edges.csv and nodes.csv, or one file")
+    directed: bool | None = setting(None, "true or false declares the edges; left out, it is found out")
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """By header: an edge list has a source and a target, and no time."""
+        if path.is_dir():
+            edges = find_table(path, "edges")
+            return edges is not None
+        if path.suffix.lower() in (".graphml", ".gml", ".mtx"):
+            return True
+        names = set(header(path)) if path.suffix in (".csv", ".parquet") else set()
+        return {"source", "target"} <= names and "time" not in names
+
+    def read(self) -> Graph:
+        return read_cached(self.path, self.directed)
+
+    def digest(self) -> str:
+        return digest_of([_bytes_digest(str(self.path), _stamp(self.path)), self.directed])
+
+    def facts(self) -> Mapping[str, Any]:
+        return facts_of(self.read())
+
+    def check(self) -> list[str]:
+        return check_lines(self.read())
+
+
+def check_lines(graph: Graph) -> list[str]:
+    """What was understood, as lines for people."""
+    lines = []
+    for key, value in facts_of(graph).items():
+        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        lines.append(f"{key}: {shown:.3f}" if isinstance(shown, float) else f"{key}: {shown}")
+    return lines + list(graph.notes)
+
+
+def facts_of(graph: Graph) -> dict[str, Any]:
+    """`facts`, computed once a graph."""
+    if "facts" not in graph._cache:
+        graph._cache["facts"] = facts(graph)
+    found: dict[str, Any] = graph._cache["facts"]
+    return found
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return [p for p in (find_table(path, "edges"), find_table(path, "nodes")) if p is not None]
+    return [path] if path.exists() else []
+
+
+def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
+    return tuple((p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in _files(path))
+
+
+def read_cached(path: Path, directed: bool | None) -> Graph:
+    """`read_graph`, once while the files stay the same."""
+    return _read_cached(str(path), directed, _stamp(path))
+
+
+@lru_cache(maxsize=8)
+def _read_cached(path: str, directed: bool | None, stamp: Any) -> Graph:
+    return read_graph(path, directed)
+
+
+@lru_cache(maxsize=64)
+def _bytes_digest(path: str, stamp: Any) -> str:
+    sha = hashlib.sha256()
+    for file in _files(Path(path)):
+        with file.open("rb") as stream:
+            sha.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+    return sha.hexdigest()
