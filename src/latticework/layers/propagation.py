@@ -111,9 +111,7 @@ class SparseOperator:
     values of another dtype.
     """
 
-    def __init__(
-        self, indptr: Array, indices: Array, values: Array, shape: tuple[int, int]
-    ) -> None:
+    def __init__(self, indptr: Array, indices: Array, values: Array, shape: tuple[int, int]) -> None:
         rows, columns = int(shape[0]), int(shape[1])
         self.indptr: NDArray[np.int64] = np.ascontiguousarray(indptr, dtype=np.int64)
         if rows < 0 or columns < 0 or columns > np.iinfo(np.int32).max:
@@ -125,8 +123,7 @@ class SparseOperator:
         wide = np.asarray(indices)
         if wide.shape != (self.indptr[-1],) or np.shape(values) != wide.shape:
             raise ValueError(
-                f"indptr announces {self.indptr[-1]} entries; "
-                f"{wide.shape} indices and {np.shape(values)} values were given"
+                f"indptr announces {self.indptr[-1]} entries; {wide.shape} indices and {np.shape(values)} values were given"
             )
         if wide.size and (wide.min() < 0 or wide.max() >= columns):
             bad = int(wide[(wide < 0) | (wide >= columns)][0])
@@ -140,6 +137,22 @@ class SparseOperator:
         self._transpose: SparseOperator | None = None
         self._casts: dict[np.dtype[Any], SparseOperator] = {}
         self._on_device: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    @classmethod
+    def unchecked(cls, indptr: Array, indices: Array, values: Array, shape: tuple[int, int]) -> SparseOperator:
+        """For arrays that are known to form a CSR matrix (int32 indices, float values): no look at them."""
+        made = object.__new__(cls)
+        made.indptr = np.ascontiguousarray(indptr, dtype=np.int64)
+        made.indices = np.ascontiguousarray(indices, dtype=np.int32)
+        made.values, made.shape = np.ascontiguousarray(values), shape
+        made._bounds, made._transpose, made._casts, made._on_device = None, None, {}, {}
+        return made
+
+    def with_values(self, values: Array) -> SparseOperator:
+        """The same pattern with other values [nnz]; the cut into chunks is shared."""
+        made = SparseOperator.unchecked(self.indptr, self.indices, values, self.shape)
+        made._bounds = self.bounds
+        return made
 
     @classmethod
     def from_scipy(cls, matrix: Any, dtype: Any = None) -> SparseOperator:
@@ -258,11 +271,7 @@ class SparseOperator:
         X = np.ascontiguousarray(X)
         if out is None:
             out = np.empty((self.shape[0], X.shape[1]), dtype=X.dtype)
-        elif (
-            out.shape != (self.shape[0], X.shape[1])
-            or out.dtype != X.dtype
-            or not out.flags.c_contiguous
-        ):
+        elif out.shape != (self.shape[0], X.shape[1]) or out.dtype != X.dtype or not out.flags.c_contiguous:
             raise ValueError(f"out must be C-contiguous [{self.shape[0]}, {X.shape[1]}] {X.dtype}")
         if np.may_share_memory(out, X):
             raise ValueError("out must not share memory with X")
@@ -285,9 +294,7 @@ class SparseOperator:
         ``TypeError`` for integers and other dtypes.
         """
         if X.ndim == 0 or X.shape[0] != self.shape[1]:
-            raise ValueError(
-                f"X has {X.shape[0] if X.ndim else 'no'} rows, the operator {self.shape[1]} columns"
-            )
+            raise ValueError(f"X has {X.shape[0] if X.ndim else 'no'} rows, the operator {self.shape[1]} columns")
         trailing = tuple(int(size) for size in X.shape[1:])
         width = int(np.prod(trailing, dtype=np.int64))
         if isinstance(X, Tensor):
@@ -374,9 +381,7 @@ def adjacency(
     wrong = np.flatnonzero(((edges < 0) | (edges >= n)).any(axis=0)) if edges.size else []
     if len(wrong):
         at = int(wrong[0])
-        raise ValueError(
-            f"edge {at} joins {edges[0, at]} and {edges[1, at]}: nodes are numbered 0..{n - 1}"
-        )
+        raise ValueError(f"edge {at} joins {edges[0, at]} and {edges[1, at]}: nodes are numbered 0..{n - 1}")
     source, target = edges.astype(np.int32)
     if weight is None:
         values = np.ones(source.size)

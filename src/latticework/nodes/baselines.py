@@ -1,0 +1,433 @@
+"""What must be beaten: the trivial and the classic answers to node classification.
+
+GCN, GAT and GraphSAGE carry residual links, normalisation, dropout and depth as fields with search ranges: tuned so they
+match most newer methods, and a comparison without them would not be honest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from latticework.core.errors import UserError
+from latticework.core.method import Encoder, Method, Model, Predictor
+from latticework.core.run import Run
+from latticework.core.task import Part, Task
+from latticework.core.value import setting
+from latticework.layers.propagation import SparseOperator, adjacency
+from latticework.layers.sparse_features import FeatureLinear, SparseFeatures, feature_dropout
+
+from .embedding import EmbeddingModel
+from .network import Features, NodeNetwork, features_of, operator_of
+
+
+# -- trivial ---------------------------------------------------------------------------------------------------------
+class MajorityModel(Model):
+    """The shares of the classes among the train nodes, for every node."""
+
+    def __init__(self, method: Method, schema: Mapping[str, Any], shares: Tensor) -> None:
+        self.method, self.schema, self.shares = method, schema, shares
+
+    def predict(self, part: Part) -> Any:
+        return self.shares.expand(len(part.query.index), -1).numpy()
+
+    def state(self) -> Mapping[str, Any]:
+        return {"shares": self.shares}
+
+    @classmethod
+    def restore(cls, method: Any, schema: Mapping[str, Any], state: Mapping[str, Any]) -> Self:
+        return cls(method, schema, state["shares"])
+
+
+class Majority(Method):
+    """Answers every node with the shares of the classes among the train nodes."""
+
+    name: ClassVar[str] = "majority"
+    tasks: ClassVar[tuple[str, ...]] = ("node-classification",)
+    gives: ClassVar[tuple[type[Any], ...]] = (Predictor,)
+    chance: ClassVar[bool] = False
+    model: ClassVar[type[MajorityModel]] = MajorityModel
+
+    def fit(self, train: Part, valid: Part | None, run: Run) -> MajorityModel:
+        y = train.truth.y
+        classes = len(train.schema["classes"])
+        shares = y.mean(0) if y.ndim == 2 else np.bincount(y, minlength=classes) / len(y)
+        return MajorityModel(self, dict(train.schema), torch.from_numpy(shares.astype(np.float32)))
+
+
+# -- without a graph -------------------------------------------------------------------------------------------------
+class MLP(nn.Module):
+    """``layers`` linear maps with ReLU and dropout between. [n, F] -> [n, C]."""
+
+    def __init__(self, features: int, classes: int, hidden: int, layers: int, dropout: float) -> None:
+        super().__init__()
+        sizes = [features] + [hidden] * (layers - 1) + [classes]
+        self.maps = nn.ModuleList(FeatureLinear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.dropout = dropout
+
+    def forward(self, x: Features) -> Tensor:
+        h = self.maps[0](feature_dropout(x, self.dropout, self.training))
+        for layer in self.maps[1:]:
+            h = layer(F.dropout(F.relu(h), self.dropout, self.training))
+        return h
+
+
+class MLPMethod(NodeNetwork):
+    """A multilayer perceptron on the node features: what the graph must add to."""
+
+    name: ClassVar[str] = "mlp"
+    layers: int = setting(2, "linear maps", ge=1, le=16, search=(1, 3))
+
+    def module(self, features: int, classes: int, schema: Mapping[str, Any]) -> nn.Module:
+        return MLP(features, classes, self.hidden, self.layers, self.dropout)
+
+    def inputs(self, part: Part, device: str) -> tuple[Any, ...]:
+        return (features_of(part, device, self.row_normalise),)
+
+
+class EstimatorModel(Model):
+    """A scikit-learn classifier on the node features."""
+
+    def __init__(self, method: LogisticRegression, schema: Mapping[str, Any], estimator: Any) -> None:
+        self.method, self.schema, self.estimator = method, schema, estimator
+
+    def predict(self, part: Part) -> Any:
+        x = self.method.matrix(part)[part.query.index]
+        return full_chances(self.estimator, x, len(self.schema["classes"]), self.schema["multi"])
+
+    def state(self) -> Mapping[str, Any]:
+        return {"estimator": self.estimator}
+
+    @classmethod
+    def restore(cls, method: Any, schema: Mapping[str, Any], state: Mapping[str, Any]) -> Self:
+        return cls(method, schema, state["estimator"])
+
+
+def full_chances(estimator: Any, x: Any, classes: int, multi: bool) -> np.ndarray[Any, Any]:
+    """Probabilities over all classes: a class that no train node had gets 0."""
+    given = np.asarray(estimator.predict_proba(x))
+    chances = np.zeros((x.shape[0], classes))
+    known = range(classes) if multi else [int(c) for c in estimator.classes_]
+    chances[:, list(known)] = given
+    return chances
+
+
+class LogisticRegression(Method):
+    """Logistic regression (scikit-learn) on the node features, one against the rest with several labels a node."""
+
+    name: ClassVar[str] = "logistic-regression"
+    tasks: ClassVar[tuple[str, ...]] = ("node-classification",)
+    gives: ClassVar[tuple[type[Any], ...]] = (Predictor,)
+    chance: ClassVar[bool] = False
+    model: ClassVar[type[EstimatorModel]] = EstimatorModel
+    c: float = setting(1.0, "inverse of the L2 penalty", gt=0, le=1e6, search=(1e-2, 1e3, "log"))
+    row_normalise: bool = setting(False, "divide a node's features by their sum where all are 0 or 1 (bags of words)")
+
+    def refuses(self, task: Task, facts: Mapping[str, Any]) -> str | None:
+        return None if facts["features"] else "the nodes have no features, which it reads; use fastrp or svd"
+
+    def matrix(self, part: Part) -> Any:
+        x = features_of(part, "cpu", self.row_normalise)
+        return x.scipy() if isinstance(x, SparseFeatures) else x.numpy()
+
+    def fit(self, train: Part, valid: Part | None, run: Run) -> EstimatorModel:
+        return EstimatorModel(
+            self, dict(train.schema), fit_logistic(self.matrix(train)[train.query.index], train.truth.y, self.c)
+        )
+
+
+def fit_logistic(x: Any, y: np.ndarray[Any, Any], c: float) -> Any:
+    """The classifier that read-outs and baselines share."""
+    from sklearn.linear_model import LogisticRegression as Logistic
+    from sklearn.multiclass import OneVsRestClassifier
+
+    if y.ndim == 2:
+        return OneVsRestClassifier(Logistic(C=c, solver="liblinear")).fit(x, y.astype(int))
+    return Logistic(C=c, max_iter=2000).fit(x, y)
+
+
+# -- label propagation -----------------------------------------------------------------------------------------------
+class PropagatedModel(Model):
+    """Label shares spread over the fitted graph."""
+
+    scope: Literal["fitted data", "new data"] = "fitted data"
+
+    def __init__(self, method: Method, schema: Mapping[str, Any], chances: Tensor) -> None:
+        self.method, self.schema, self.chances = method, schema, chances
+
+    def predict(self, part: Part) -> Any:
+        same_graph(self, part)
+        return self.chances[torch.from_numpy(part.query.index)].numpy()
+
+    def state(self) -> Mapping[str, Any]:
+        return {"chances": self.chances}
+
+    @classmethod
+    def restore(cls, method: Any, schema: Mapping[str, Any], state: Mapping[str, Any]) -> Self:
+        return cls(method, schema, state["chances"])
+
+
+def same_graph(model: Model, part: Part) -> None:
+    """Refuse another graph than the fitted one, saying how to go on."""
+    if part.schema["graph"] != model.schema["graph"]:
+        name = model.method.name
+        raise UserError(
+            f"{name} answers for the graph it was fitted on ({model.schema['nodes']} nodes) and this is another one "
+            f"({part.schema['nodes']} nodes); fit again: latticework fit {name} NEW-DATA -o MODEL"
+        )
+
+
+class LabelPropagation(Method):
+    """Known labels spread along edges: ``Y <- alpha S Y + (1 - alpha) Y0`` with S the symmetric normalised adjacency.
+
+    Source: Zhou et al., "Learning with Local and Global Consistency" (NIPS 2003).
+    """
+
+    name: ClassVar[str] = "label-propagation"
+    tasks: ClassVar[tuple[str, ...]] = ("node-classification",)
+    gives: ClassVar[tuple[type[Any], ...]] = (Predictor,)
+    chance: ClassVar[bool] = False
+    model: ClassVar[type[PropagatedModel]] = PropagatedModel
+    alpha: float = setting(0.9, "share that comes from the neighbours", gt=0, lt=1, search=(0.1, 0.99))
+    steps: int = setting(50, "iterations", ge=1, le=10_000)
+
+    def fit(self, train: Part, valid: Part | None, run: Run) -> PropagatedModel:
+        S = operator_of(train, self_loops=False)
+        y = train.truth.y
+        classes = len(train.schema["classes"])
+        start = torch.zeros(S.shape[0], classes)
+        hot = y.astype(np.float32) if y.ndim == 2 else np.eye(classes, dtype=np.float32)[y]
+        start[torch.from_numpy(train.query.index)] = torch.from_numpy(hot)
+        state = start
+        for step in range(self.steps):
+            state = self.alpha * (S @ state) + (1 - self.alpha) * start
+            run.log(step)
+        # a node that nothing reaches gets the shares of the train part
+        shares = torch.from_numpy(hot.mean(0))
+        total = state.sum(1, keepdim=True)
+        chances = torch.where(total > 1e-12, state / total.clamp(min=1e-12), shares[None])
+        return PropagatedModel(self, dict(train.schema), chances)
+
+
+# -- convolutions (PyG's layers) -------------------------------------------------------------------------------------
+class ConvNet(nn.Module):
+    """A stack of PyG convolutions with optional residual links and normalisation.
+
+    ``h <- drop(relu(norm(conv(h) + residual(h))))`` in every layer but the last, which gives logits [n, C]. The operator is
+    what the convolutions take: a sparse tensor (GCN, SAGE) or an edge index (GAT).
+    """
+
+    def __init__(self, kind: str, features: int, classes: int, method: Convolution) -> None:
+        super().__init__()
+        self.dropout = method.dropout
+        depth, hidden = method.layers, method.hidden
+        sizes = [features] + [hidden] * (depth - 1) + [classes]
+        self.convolutions, self.norms, self.residuals = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        for i, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+            last = i == depth - 1
+            self.convolutions.append(convolution(kind, a, b, method, last))
+            norm: nn.Module = nn.Identity()
+            if not last and method.norm != "none":
+                norm = nn.BatchNorm1d(b) if method.norm == "batch" else nn.LayerNorm(b)
+            self.norms.append(norm)
+            self.residuals.append(FeatureLinear(a, b) if method.residual else nn.Identity())
+        self.residual = method.residual
+
+    def forward(self, x: Features, operator: Any) -> Tensor:
+        h: Any = x
+        for i, conv in enumerate(self.convolutions):
+            h = feature_dropout(h, self.dropout, self.training)
+            new = conv(h, operator)
+            if self.residual:
+                new = new + self.residuals[i](h)
+            h = new if i == len(self.convolutions) - 1 else F.relu(self.norms[i](new))
+        return h
+
+
+class GCNLayer(nn.Module):
+    """PyG's ``GCNConv`` on an operator that is normalised already; its linear map also takes sparse features."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        from torch_geometric.nn import GCNConv
+
+        self.conv = GCNConv(inputs, outputs, normalize=False)
+        linear = FeatureLinear(inputs, outputs, bias=False)
+        nn.init.xavier_uniform_(linear.weight)
+        self.conv.lin = linear
+
+    def forward(self, x: Features, operator: SparseOperator | Tensor) -> Tensor:
+        if isinstance(operator, SparseOperator):  # the same sum through the faster kernel
+            return operator @ self.conv.lin(x) + self.conv.bias
+        return self.conv(x, operator)
+
+
+def convolution(kind: str, inputs: int, outputs: int, method: Convolution, last: bool) -> nn.Module:
+    """One PyG layer."""
+    from torch_geometric.nn import GATConv, SAGEConv
+
+    if kind == "gcn":
+        return GCNLayer(inputs, outputs)
+    if kind == "sage":
+        return SAGEConv(inputs, outputs)
+    assert isinstance(method, GAT)
+    heads = 1 if last else method.heads
+    if not last and outputs % heads:
+        raise UserError(f"gat.hidden: {outputs} is not a multiple of {heads} heads")
+    return GATConv(inputs, outputs // heads, heads=heads, dropout=method.dropout)
+
+
+class Convolution(NodeNetwork):
+    """Fields that the classic graph convolutions share."""
+
+    layers: int = setting(2, "convolutions", ge=1, le=64, search=(1, 4))
+    residual: bool = setting(False, "add a linear map of each layer's input to its output", search=[False, True])
+    norm: Literal["none", "batch", "layer"] = setting("none", "normalisation of hidden layers", search=["none", "batch", "layer"])
+
+    def module(self, features: int, classes: int, schema: Mapping[str, Any]) -> nn.Module:
+        return ConvNet(self.name, features, classes, self)
+
+
+class GCN(Convolution):
+    """Graph convolutional network: ``H <- relu(S H W)`` with ``S = D^-1/2 (A + I) D^-1/2`` of the undirected graph.
+
+    Source: Kipf and Welling, ICLR 2017. Two layers, 16 wide there; 64 here.
+    """
+
+    name: ClassVar[str] = "gcn"
+
+    def inputs(self, part: Part, device: str) -> tuple[Any, ...]:
+        S = operator_of(part)
+        return features_of(part, device, self.row_normalise), S if device == "cpu" else S.to_torch(device)
+
+
+class SAGE(Convolution):
+    """GraphSAGE with mean aggregation over undirected neighbours, full batch. Source: Hamilton et al., NIPS 2017."""
+
+    name: ClassVar[str] = "sage"
+
+    def inputs(self, part: Part, device: str) -> tuple[Any, ...]:
+        x = features_of(part, device, self.row_normalise)
+        return x.dense() if isinstance(x, SparseFeatures) else x, undirected_edges(part).to(device)
+
+
+class GAT(Convolution):
+    """Graph attention network over undirected neighbours. Source: Velickovic et al., ICLR 2018: 8 heads of 8."""
+
+    name: ClassVar[str] = "gat"
+    heads: int = setting(8, "attention heads of hidden layers; their widths add up to `hidden`", ge=1, le=64)
+
+    def inputs(self, part: Part, device: str) -> tuple[Any, ...]:
+        x = features_of(part, device, self.row_normalise)
+        return x.dense() if isinstance(x, SparseFeatures) else x, undirected_edges(part).to(device)
+
+
+def undirected_edges(part: Part) -> Tensor:
+    """Edge index [2, m] in both directions, without repeats."""
+    from torch_geometric.utils import to_undirected
+
+    return to_undirected(part.data.edge_index, num_nodes=int(part.data.num_nodes))
+
+
+class APPNP(nn.Module):
+    """``Z = MLP(X)``, then ``Z_k = (1 - teleport) S Z_(k-1) + teleport Z``: personalised PageRank on class scores.
+
+    Source: Gasteiger et al., "Predict then Propagate" (ICLR 2019). [n, F] -> [n, C].
+    """
+
+    def __init__(self, features: int, classes: int, hidden: int, hops: int, teleport: float, dropout: float) -> None:
+        super().__init__()
+        self.mlp = MLP(features, classes, hidden, 2, dropout)
+        self.hops, self.teleport = hops, teleport
+
+    def forward(self, x: Features, S: Any) -> Tensor:
+        Z = self.mlp(x)
+        state = Z
+        for _ in range(self.hops):
+            state = (1 - self.teleport) * (S @ state) + self.teleport * Z
+        return state
+
+
+class APPNPMethod(NodeNetwork):
+    """Personalised PageRank of class scores."""
+
+    name: ClassVar[str] = "appnp"
+    hops: int = setting(10, "power iterations", ge=1, le=1000)
+    teleport: float = setting(0.1, "chance of going back to the node itself", gt=0, lt=1, search=(0.05, 0.5))
+    weight_decay: float = setting(5e-3, "on all parameters", ge=0, le=1, search=(1e-5, 2e-2, "log"))
+
+    def module(self, features: int, classes: int, schema: Mapping[str, Any]) -> nn.Module:
+        return APPNP(features, classes, self.hidden, self.hops, self.teleport, self.dropout)
+
+    def inputs(self, part: Part, device: str) -> tuple[Any, ...]:
+        S = operator_of(part)
+        return features_of(part, device, self.row_normalise), S if device == "cpu" else S.to_torch(device)
+
+
+# -- embeddings ------------------------------------------------------------------------------------------------------
+class SVD(Method):
+    """Truncated SVD of the adjacency matrix: ``A ~ U s V^T``, a node's vector is its row of ``U s`` (scikit-learn)."""
+
+    name: ClassVar[str] = "svd"
+    tasks: ClassVar[tuple[str, ...]] = ("node-classification",)
+    gives: ClassVar[tuple[type[Any], ...]] = (Encoder,)
+    model: ClassVar[type[EmbeddingModel]] = EmbeddingModel
+    dim: int = setting(128, "length of a node's vector", ge=1, le=4096)
+
+    def fit(self, train: Part, valid: Part | None, run: Run) -> EmbeddingModel:
+        from sklearn.decomposition import TruncatedSVD
+
+        A = undirected_matrix(train)
+        dim = min(self.dim, A.shape[0] - 1)
+        if dim < self.dim:
+            run.notes.append(f"dim {dim} instead of {self.dim}: the graph has {A.shape[0]} nodes")
+        seed = int(run.rng("svd").integers(2**31))
+        vectors = TruncatedSVD(dim, random_state=seed).fit_transform(A)
+        return EmbeddingModel(self, dict(train.schema), torch.from_numpy(vectors.astype(np.float32)))
+
+
+def undirected_matrix(part: Part) -> sp.csr_array:
+    """float64 CSR [n, n], ``max(A, A^T)``, weights kept."""
+    data = part.data
+    return adjacency(data.edge_index, int(data.num_nodes), data.edge_weight, undirected=True)
+
+
+class DeepWalk(Method):
+    """Uniform random walks read as sentences by skip-gram (gensim's Word2Vec). Source: Perozzi et al., KDD 2014.
+
+    The settings are the published ones but for `dim`; `epochs` is gensim's passes over the walks.
+    """
+
+    name: ClassVar[str] = "deepwalk"
+    tasks: ClassVar[tuple[str, ...]] = ("node-classification",)
+    gives: ClassVar[tuple[type[Any], ...]] = (Encoder,)
+    model: ClassVar[type[EmbeddingModel]] = EmbeddingModel
+    dim: int = setting(128, "length of a node's vector", ge=1, le=4096)
+    walks: int = setting(10, "walks that start at each node", ge=1, le=1000)
+    length: int = setting(80, "nodes of a walk", ge=2, le=10_000)
+    window: int = setting(10, "context on each side", ge=1, le=100)
+    epochs: int = setting(1, "passes over the walks", ge=1, le=1000)
+
+    def fit(self, train: Part, valid: Part | None, run: Run) -> EmbeddingModel:
+        from latticework.layers.walks import random_walks
+
+        try:
+            from gensim.models import Word2Vec
+        except ImportError:
+            raise UserError("deepwalk needs gensim: pip install 'latticework[walks]'") from None
+        A = undirected_matrix(train)
+        walks = random_walks(A.indptr, A.indices, self.walks, self.length, run.rng("walks"))
+        sentences = [[str(node) for node in walk if node >= 0] for walk in walks]
+        # one worker: gensim's threads would race, and the same seed would give other vectors
+        model = Word2Vec(
+            sentences, vector_size=self.dim, window=self.window, min_count=0, sg=1, hs=1, negative=0,
+            workers=1, epochs=self.epochs, seed=int(run.rng("word2vec").integers(2**31)),
+        )  # fmt: skip
+        vectors = np.stack([model.wv[str(node)] for node in range(A.shape[0])])
+        return EmbeddingModel(self, dict(train.schema), torch.from_numpy(vectors))

@@ -1,0 +1,167 @@
+"""What the node classifiers that train a network share: inputs, loss, the choice of the epoch, the saved model.
+
+A recipe says how its network is built (`module`) and what it is fed (`inputs`); the rest is here, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from latticework.core.errors import UserError
+from latticework.core.method import Backbone, Model, Predictor
+from latticework.core.run import Run
+from latticework.core.task import Part, Task
+from latticework.core.training import Patience, Watch, train
+from latticework.core.value import setting
+from latticework.layers.propagation import SparseOperator, normalised_adjacency
+from latticework.layers.sparse_features import SparseFeatures, compact
+
+Features = Tensor | SparseFeatures
+
+
+class NodeModel(Model):
+    """A trained node classifier: its network, rebuilt from the method and the schema."""
+
+    scope: Literal["fitted data", "new data"] = "new data"
+
+    def __init__(self, method: NodeNetwork, schema: Mapping[str, Any], net: nn.Module) -> None:
+        self.method: NodeNetwork = method
+        self.schema, self.net = schema, net.eval()
+
+    def predict(self, part: Part) -> Any:
+        """Probabilities float32 [q, C] of the asked nodes."""
+        with torch.no_grad():
+            logits = self.net(*self.method.inputs(part, _device(self.net)))
+        chances = torch.sigmoid(logits) if self.schema["multi"] else torch.softmax(logits, 1)
+        return chances[torch.from_numpy(part.query.index).to(chances.device)].cpu().numpy()
+
+    def state(self) -> Mapping[str, Any]:
+        return self.net.state_dict()
+
+    @classmethod
+    def restore(cls, method: Any, schema: Mapping[str, Any], state: Mapping[str, Any]) -> Self:
+        net = method.module(len(schema["features"]), len(schema["classes"]), schema)
+        net.load_state_dict(dict(state))
+        return cls(method, schema, net)
+
+
+class NodeNetwork(Backbone):
+    """Fields and fit of a full-batch node classifier; subclasses give `module` and `inputs`."""
+
+    tasks: ClassVar[tuple[str, ...]] = ("node-classification",)
+    gives: ClassVar[tuple[type[Any], ...]] = (Predictor,)
+    model: ClassVar[type[NodeModel]] = NodeModel
+
+    hidden: int = setting(64, "width of the hidden layers", ge=1, le=4096)
+    dropout: float = setting(0.5, "dropout on features and hidden layers", ge=0, lt=1, search=(0.0, 0.8))
+    lr: float = setting(0.01, "learning rate of Adam", gt=0, le=1, search=(1e-3, 3e-2, "log"))
+    weight_decay: float = setting(5e-4, "on all parameters", ge=0, le=1, search=(1e-5, 2e-2, "log"))
+    epochs: int = setting(500, "at most", ge=1, le=100_000)
+    patience: int = setting(100, "epochs without a better validation value before the fit stops", ge=1)
+    stop: Literal["loss", "metric"] = setting("loss", "the epoch is chosen by validation loss, or by the headline")
+    row_normalise: bool = setting(True, "divide a node's features by their sum where all are 0 or 1 (bags of words)")
+
+    def module(self, features: int, classes: int, schema: Mapping[str, Any]) -> nn.Module:
+        """The bare network."""
+        raise NotImplementedError
+
+    def inputs(self, part: Part, device: str) -> tuple[Any, ...]:
+        """What the network is called with, for the whole graph of a part."""
+        raise NotImplementedError
+
+    def patience_of(self) -> Patience:
+        return Patience(epochs=self.patience)
+
+    def refuses(self, task: Task, facts: Mapping[str, Any]) -> str | None:
+        return None if facts["features"] else "the nodes have no features, which it reads; use fastrp or svd"
+
+    def build(self, train: Part, run: Run) -> nn.Module:
+        return self.module(len(train.schema["features"]), len(train.schema["classes"]), train.schema)
+
+    def fit(self, train: Part, valid: Part | None, run: Run) -> NodeModel:
+        return fit_network(self, train, valid, run)
+
+    def finished(self, net: nn.Module, part: Part) -> NodeModel:
+        return self.model(self, dict(part.schema), net)
+
+
+def fit_network(method: NodeNetwork, part: Part, valid: Part | None, run: Run) -> NodeModel:
+    """Full-batch training on the labelled nodes; the weights of the best epoch on the valid part are kept."""
+    net = method.build(part, run).to(run.device)
+    inputs = method.inputs(part, run.device)
+    optimiser = torch.optim.Adam(net.parameters(), lr=method.lr, weight_decay=method.weight_decay)
+    index, target = _asked(part, run.device)
+
+    def step(epoch: int) -> float:
+        optimiser.zero_grad(set_to_none=True)
+        value = _loss(net(*inputs)[index], target)
+        value.backward()
+        optimiser.step()
+        return float(value.detach())
+
+    watch = None
+    if valid is not None:
+        held, truth = _asked(valid, run.device)
+
+        def look() -> Watch:
+            with torch.no_grad():
+                logits = net(*inputs)[held]
+                value = float(_loss(logits, truth))
+            if method.stop == "loss":
+                return Watch(value, {"valid loss": value})
+            score = _score(logits, valid, run)
+            # ties in a coarse metric are broken by the loss
+            return Watch(-score + 1e-6 * value, {"valid loss": value, "valid": score})
+
+        watch = look
+    epoch = train(net, step, run, epochs=method.epochs, optimiser=optimiser, watch=watch, patience=method.patience_of())
+    if valid is not None:
+        run.notes.append(f"weights of epoch {epoch + 1}, chosen on validation {method.stop}")
+    return method.finished(net.cpu(), part)
+
+
+def _score(logits: Tensor, valid: Part, run: Run) -> float:
+    assert run.task is not None
+    chances = torch.sigmoid(logits) if valid.schema["multi"] else torch.softmax(logits, 1)
+    value = run.task.headline(run.task.score(chances.cpu().numpy().astype(np.float64), valid, run))
+    return 0.0 if value is None else value
+
+
+def _asked(part: Part, device: str) -> tuple[Tensor, Tensor]:
+    y = torch.from_numpy(np.asarray(part.truth.y, np.float32 if part.truth.y.ndim == 2 else np.int64))
+    return torch.from_numpy(part.query.index).to(device), y.to(device)
+
+
+def _loss(logits: Tensor, target: Tensor) -> Tensor:
+    if target.ndim == 2:
+        return F.binary_cross_entropy_with_logits(logits, target)
+    return F.cross_entropy(logits, target)
+
+
+def features_of(part: Part, device: str, row_normalise: bool) -> Features:
+    """The features of all nodes, sparse where they are mostly zero and the device is a CPU."""
+    x: Tensor | None = part.data.x
+    if x is None:
+        raise UserError("the nodes have no features, and this method reads them; use fastrp or svd, or add columns to nodes.csv")
+    if row_normalise and bool(((x == 0) | (x == 1)).all()):
+        x = x / x.sum(1, keepdim=True).clamp(min=1e-12)
+    return compact(x) if device == "cpu" else x.to(device)
+
+
+def operator_of(part: Part, **how: Any) -> SparseOperator:
+    """The normalised adjacency of a part's graph, symmetrised where the graph is directed; kept with the graph."""
+    data = part.data
+    return normalised_adjacency(
+        data.edge_index, int(data.num_nodes), data.edge_weight, undirected=bool(data.directed), owner=data, **how
+    )
+
+
+def _device(net: nn.Module) -> str:
+    found = next(iter(net.parameters()), None)
+    return "cpu" if found is None else str(found.device)

@@ -1,0 +1,382 @@
+"""Node classification: which class (or classes) has each node of one graph, where some are known.
+
+The whole graph is seen in training and in testing (transductive); labels are seen for the train part alone. Probabilities
+are asked for, so accuracy, F1 and ROC-AUC come from the same answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latticework.core.dataset import Dataset
+from latticework.core.errors import UserError
+from latticework.core.ledger import write_whole
+from latticework.core.method import Predictor
+from latticework.core.result import Metric, Score
+from latticework.core.run import Run
+from latticework.core.task import Fold, Part, Query, Task
+from latticework.core.value import Value, digest_of, setting
+from latticework.data.graph import Graph, degrees, local_homophily
+
+Array = NDArray[Any]
+TRAIN, VALID, TEST = 0, 1, 2
+
+
+class Nodes(NamedTuple):
+    """What is asked: `index` int64 [q] into the graph; `ids` of all its nodes."""
+
+    index: Array
+    ids: tuple[str, ...]
+
+
+class Truth(NamedTuple):
+    """`y` int64 [q], or bool [q, C] for several labels a node; `slices` name -> (group int64 [q], names of the groups)."""
+
+    y: Array
+    slices: Mapping[str, tuple[Array, tuple[str, ...]]] = {}
+
+
+class NodeQuery(Query):
+    """Which nodes of the user's graph are predicted."""
+
+    name: ClassVar[str] = "nodes"
+    nodes: Literal["unlabelled", "all"] = setting("unlabelled", "those without a label (all, where every node has one), or all")
+
+
+class NodeClassification(Task):
+    """Probabilities over classes for nodes of a graph; the headline is accuracy, or micro-F1 with several labels a node.
+
+    `protocol`: ``fixed`` is the data's one published split (repeats are seeds), ``given`` its ten (repeats are splits),
+    ``random`` a fresh stratified split each (repeats are splits); ``auto`` takes the first of these that the data have.
+    """
+
+    name: ClassVar[str] = "node-classification"
+    kinds: ClassVar[tuple[str, ...]] = ("graph",)
+    role: ClassVar[type[Any]] = Predictor
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("accuracy", "", "higher"),
+        Metric("micro-f1", "", "higher"),
+        Metric("macro-f1", "", "higher"),
+        Metric("roc-auc", "", "higher"),
+    )
+    readouts: ClassVar[Mapping[str, str]] = {"Encoder": "logistic-readout"}
+    Query: ClassVar[type[Value]] = NodeQuery
+
+    protocol: Literal["auto", "fixed", "given", "random"] = setting("auto", "which splits")
+    labels: Literal["auto", "single", "multi"] = setting("auto", "one label a node, or several")
+    rank_by: Literal["auto", "accuracy", "micro-f1", "macro-f1", "roc-auc"] = setting("auto", "the headline")
+    train: float = setting(0.48, "share of the labelled nodes of a random split that trains", gt=0, lt=1)
+    valid: float = setting(0.32, "share that validates; 0: there is no validation part", ge=0, lt=1)
+    per_class: int = setting(0, "random splits: this many train nodes a class instead of a share", ge=0)
+    valid_per_class: int = setting(30, "with per_class: validation nodes a class; the rest tests", ge=0)
+    true_counts: bool = setting(False, "several labels: as many are predicted as a node truly has (the field's convention)")
+
+    # -- folds ---------------------------------------------------------------------------------------------------
+    def for_data(self, data: Dataset) -> NodeClassification:
+        facts = data.facts()
+        changes: dict[str, Any] = {}
+        if self.protocol == "auto":
+            has = "fixed" if facts["fixed split"] != "none" else "given" if facts["splits"] else "random"
+            changes["protocol"] = has
+        if self.labels == "auto":
+            changes["labels"] = "multi" if facts["multi-label"] else "single"
+        if self.rank_by == "auto":
+            changes["rank_by"] = "micro-f1" if (changes.get("labels") or self.labels) == "multi" else "accuracy"
+        return self.but(**changes) if changes else self
+
+    @property
+    def headline_metric(self) -> str:  # type: ignore[override]
+        if self.rank_by != "auto":
+            return self.rank_by
+        return "micro-f1" if self.labels == "multi" else "accuracy"
+
+    def baselines(self, facts: Mapping[str, Any]) -> tuple[str, ...]:
+        return ("majority", "gcn") if facts["features"] and not facts["multi-label"] else ("majority", "svd")
+
+    def plan(self, data: Dataset, repeats: int) -> list[tuple[str, int]]:
+        task = self.for_data(data)
+        if task.protocol == "fixed":
+            return [("fixed", seed) for seed in range(repeats)]
+        if task.protocol == "random":
+            return [(f"random-{i}", i) for i in range(repeats)]
+        splits = max(int(data.facts()["splits"]), 1)
+        return [(f"given-{i % splits}", i // splits) for i in range(repeats)]
+
+    def overlap(self, data: Dataset) -> float | None:
+        task = self.for_data(data)
+        if task.protocol == "fixed":
+            return None
+        split = task.split(data.read(), task.plan(data, 1)[0][0])
+        return float((split == TEST).sum() / max((split == TRAIN).sum(), 1))
+
+    def split(self, graph: Graph, fold: str) -> Array:
+        """int8 [n]: 0 train, 1 valid, 2 test, -1 neither."""
+        kind, _, number = fold.partition("-")
+        if kind == "fixed":
+            if graph.fixed is None:
+                raise UserError("the data have no fixed split; use -s task.protocol=random")
+            split = graph.fixed.copy()
+        elif kind == "given":
+            if graph.splits is None:
+                raise UserError("the data bring no splits; use -s task.protocol=random")
+            split = graph.splits[int(number)].copy()
+        else:
+            split = self._random(graph, int(number))
+        split[~graph.labelled] = -1
+        return np.asarray(split)
+
+    def _random(self, graph: Graph, number: int) -> Array:
+        rng = np.random.default_rng([number, 0x6E6F6465])
+        split = np.full(graph.nodes, -1, np.int8)
+        assert graph.y is not None
+        if graph.multi_label:
+            nodes = rng.permutation(np.flatnonzero(graph.labelled))
+            groups = [nodes]
+        else:
+            groups = [rng.permutation(np.flatnonzero(graph.y == c)) for c in range(len(graph.classes))]
+        for nodes in groups:
+            if self.per_class and not graph.multi_label:
+                train, valid = self.per_class, self.valid_per_class
+            else:
+                train = max(round(self.train * len(nodes)), 1)
+                valid = round(self.valid * len(nodes))
+            split[nodes] = TEST
+            split[nodes[: train + valid]] = VALID
+            split[nodes[:train]] = TRAIN
+        return split
+
+    def fold(self, data: Dataset, name: str) -> Fold:
+        graph: Graph = data.read()
+        task = self.for_data(data)
+        task.check(graph)
+        split = task.split(graph, name)
+        schema = schema_of(graph)
+        slices = node_slices(graph)
+        parts = [task._part(graph, np.flatnonzero(split == code), schema, slices) for code in (TRAIN, VALID, TEST)]
+        for word, part in zip(("train", "test"), (parts[0], parts[2]), strict=True):
+            if not len(part.query.index):
+                raise UserError(f"the {word} part of split {name} has no labelled node; label some, or use task.protocol=random")
+        seen = parts[0].truth.y
+        found = seen.any(1).sum() if graph.multi_label else len(np.unique(seen))
+        if found < 2 and not graph.multi_label:
+            only = graph.classes[int(seen[0])]
+            raise UserError(f"the train part of split {name} holds one class only ({only!r}); two are needed")
+        return Fold(parts[0], parts[1] if len(parts[1].query.index) else None, parts[2])
+
+    def check(self, graph: Graph) -> None:
+        """Errors before any training."""
+        if graph.y is None or not graph.labelled.any():
+            raise UserError("no node has a label; add a column 'label' to nodes.csv with some of them filled")
+        if len(graph.classes) < 2:
+            raise UserError(f"all labelled nodes have one class ({graph.classes[0]!r}); two are needed")
+        if self.labels == "single" and graph.multi_label:
+            raise UserError("the data have several labels a node; use -s task.labels=multi")
+        if self.labels == "multi" and not graph.multi_label:
+            raise UserError("the data have one label a node; use -s task.labels=single")
+
+    def _part(self, graph: Graph, index: Array, schema: Mapping[str, Any], slices: Any) -> Part:
+        assert graph.y is not None
+        truth = Truth(graph.y[index], {name: (group[index], names) for name, (group, names) in slices.items()})
+        return Part(graph.tensors(), Nodes(index, graph.ids), truth, schema)
+
+    def ask(self, data: Dataset, query: Value, schema: Mapping[str, Any]) -> Part:
+        assert isinstance(query, NodeQuery)
+        graph: Graph = data.read()
+        if graph.x is not None or schema["features"]:
+            graph = match_features(graph, schema["features"])
+        index = np.flatnonzero(~graph.labelled) if query.nodes == "unlabelled" else np.arange(graph.nodes)
+        index = index if len(index) else np.arange(graph.nodes)
+        return Part(graph.tensors(), Nodes(index, graph.ids), None, schema_of(graph) | {"classes": schema["classes"]})
+
+    # -- answers -------------------------------------------------------------------------------------------------
+    def answer(self, model: Any, part: Part, run: Run) -> Array:
+        found = np.asarray(model.predict(part), dtype=np.float64)
+        expected = (len(part.query.index), len(part.schema["classes"]))
+        if found.shape != expected:
+            raise UserError(
+                f"{model.method.name} gave {list(found.shape)} instead of class probabilities {list(expected)} (nodes x classes)"
+            )
+        if not np.isfinite(found).all():
+            row = int(np.flatnonzero(~np.isfinite(found).all(1))[0])
+            raise UserError(
+                f"{model.method.name} gave a value that is not finite for node {part.query.ids[part.query.index[row]]!r}"
+            )
+        return found
+
+    def score(self, answer: Any, part: Part, run: Run | None) -> list[Score]:
+        truth: Truth = part.truth
+        multi = truth.y.ndim == 2
+        said = self.decide(answer, truth.y if self.true_counts else None, multi)
+        scores = _scores(truth.y, said, answer, multi)
+        name = "micro-f1" if multi else "accuracy"
+        for kind, (group, names) in truth.slices.items():
+            for i, words in enumerate(names):
+                rows = group == i
+                if rows.any():
+                    value = next(s.value for s in _scores(truth.y[rows], said[rows], None, multi) if s.metric == name)
+                    scores.append(Score(name, value, {"slice": kind, "range": words, "nodes": int(rows.sum())}))
+        return scores
+
+    @staticmethod
+    def decide(answer: Array, counts_of: Array | None, multi: bool) -> Array:
+        """Classes from probabilities: the largest; with several labels, those above 0.5 (at least one) or the true number."""
+        if not multi:
+            return np.asarray(answer.argmax(1))
+        order = np.argsort(-answer, axis=1, kind="stable")
+        rank = np.empty_like(order)
+        np.put_along_axis(rank, order, np.arange(answer.shape[1])[None], axis=1)
+        if counts_of is not None:
+            return np.asarray(rank < counts_of.sum(1, keepdims=True))
+        return (answer > 0.5) | (rank == 0)
+
+    def write(self, answer: Any, part: Part, to: Path) -> None:
+        """CSV: id, prediction, and a column ``p(class)`` each; several labels are joined by ``|``."""
+        import polars as pl
+
+        classes = part.schema["classes"]
+        multi = bool(part.schema["multi"])
+        said = self.decide(answer, None, multi)
+        if multi:
+            words = ["|".join(classes[c] for c in np.flatnonzero(row)) for row in said]
+        else:
+            words = [classes[c] for c in said]
+        columns: dict[str, Any] = {"id": [part.query.ids[i] for i in part.query.index], "prediction": words}
+        columns |= {f"p({name})": answer[:, c] for c, name in enumerate(classes)}
+        write_whole(to, pl.DataFrame(columns).write_csv())
+
+    def judge(self, answers: Path, truth: Path) -> list[Score]:
+        from latticework.data.graph import read_labels
+        from latticework.data.table import column_named, need, read_table
+
+        found = read_table(answers)
+        ids = found[need(answers, found, "id", "node")].to_list()
+        words = found[need(answers, found, "prediction", "label")].to_list()
+        if len(set(ids)) < len(ids):
+            twice = next(i for i in ids if ids.count(i) > 1)
+            raise UserError(f"{answers}: id {twice!r} stands more than once; one answer a node")
+        known = read_labels(truth)
+        strange = [i for i in ids if i not in known]
+        if strange:
+            raise UserError(
+                f"{answers}: id {strange[0]!r} has no label in {truth} ({len(strange)} such); judge labelled nodes only"
+            )
+        multi = self.labels == "multi" or any("|" in known[i] for i in ids)
+        classes = sorted({c for i in known for c in known[i].split("|")} | {c for w in words for c in w.split("|") if c})
+        code = {c: k for k, c in enumerate(classes)}
+
+        def read(texts: Sequence[str]) -> Array:
+            if not multi:
+                return np.array([code[t] for t in texts], np.int64)
+            rows = np.zeros((len(texts), len(classes)), bool)
+            for r, text in enumerate(texts):
+                rows[r, [code[c] for c in text.split("|") if c]] = True
+            return rows
+
+        empty = [i for i, w in zip(ids, words, strict=True) if not w]
+        if empty and not multi:
+            raise UserError(f"{answers}: id {empty[0]!r} has no prediction")
+        columns = [column_named(found, f"p({c})".lower()) for c in classes]
+        chances = None
+        if all(columns):
+            from latticework.data.table import numbers
+
+            chances = np.stack([numbers(answers, found[str(c)]).to_numpy() for c in columns], 1)
+        return _scores(read([known[i] for i in ids]), read(words), chances, multi)
+
+
+def _scores(y: Array, said: Array, chances: Array | None, multi: bool) -> list[Score]:
+    from sklearn.metrics import accuracy_score, f1_score
+
+    scores = []
+    if multi:
+        scores.append(Score("micro-f1", float(f1_score(y, said, average="micro", zero_division=0))))
+        scores.append(Score("macro-f1", float(f1_score(y, said, average="macro", zero_division=0))))
+    else:
+        scores.append(Score("accuracy", float(accuracy_score(y, said))))
+        scores.append(Score("macro-f1", float(f1_score(y, said, average="macro", zero_division=0))))
+    scores.append(_auc(y, chances))
+    return scores
+
+
+def _auc(y: Array, chances: Array | None) -> Score:
+    """Mean over the classes that have both positives and negatives here; the one of class 1 where there are two."""
+    from sklearn.metrics import roc_auc_score
+
+    if chances is None:
+        return Score("roc-auc", None, {}, "no probabilities were given")
+    classes = chances.shape[1]
+    wanted = [1] if classes == 2 and y.ndim == 1 else range(classes)
+    values = []
+    for c in wanted:
+        positive = y[:, c] if y.ndim == 2 else y == c
+        if 0 < positive.sum() < len(positive):
+            values.append(float(roc_auc_score(positive, chances[:, c])))
+    return Score("roc-auc", float(np.mean(values))) if values else Score("roc-auc", None, {}, "only one class is present")
+
+
+def schema_of(graph: Graph) -> dict[str, Any]:
+    """What a model keeps of the graph it was fitted on."""
+    u, v = graph.edge_index
+    return {
+        "classes": list(graph.classes),
+        "features": list(graph.features),
+        "multi": graph.multi_label,
+        "directed": graph.directed,
+        "nodes": graph.nodes,
+        "graph": digest_of([graph.nodes, len(u), _sum(u, v), list(graph.ids[:5])])[:16],
+    }
+
+
+def _sum(u: Array, v: Array) -> int:
+    """An order-dependent check sum of the edges."""
+    mixed = (u.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) ^ (v.astype(np.uint64) + np.uint64(0x7F4A7C15))
+    return int((mixed * np.arange(1, len(u) + 1, dtype=np.uint64)).sum(dtype=np.uint64) % (1 << 62))
+
+
+def match_features(graph: Graph, wanted: Sequence[str]) -> Graph:
+    """The graph with the model's feature columns in the model's order, matched by name."""
+    from dataclasses import replace
+
+    if list(graph.features) == list(wanted):
+        return graph
+    place = {name: i for i, name in enumerate(graph.features)}
+    # a category that does not occur here has no column of its own: all its cells are zero
+    families = {name.partition("=")[0] for name in graph.features}
+    missing = [n for n in wanted if n not in place and not ("=" in n and n.partition("=")[0] in families)]
+    if missing:
+        raise UserError(
+            f"the model was fitted with {len(wanted)} features and {len(missing)} are missing here, first {missing[0]!r}; "
+            f"found {', '.join(graph.features[:5]) or 'none'}"
+        )
+    x = np.zeros((graph.nodes, len(wanted)), np.float32)
+    for column, name in enumerate(wanted):
+        if name in place and graph.x is not None:
+            x[:, column] = graph.x[:, place[name]]
+    return replace(graph, x=x, features=tuple(wanted), _cache={})
+
+
+def node_slices(graph: Graph) -> dict[str, tuple[Array, tuple[str, ...]]]:
+    """Groups of nodes by degree (quartiles) and by local homophily, computed from the whole truth, for the judge alone."""
+    if "slices" in graph._cache:
+        return graph._cache["slices"]  # type: ignore[no-any-return]
+    degree = degrees(graph)
+    edges = np.unique(np.quantile(degree, [0.25, 0.5, 0.75], method="higher"))
+    group = np.searchsorted(edges, degree, side="left")
+    names = []
+    for i in range(len(edges) + 1):
+        low = 0 if i == 0 else int(edges[i - 1]) + 1
+        high = int(edges[i]) if i < len(edges) else int(degree.max())
+        names.append(f"{low}" if low == high else f"{low}–{high}")
+    slices = {"degree": (group, tuple(names))}
+    if not graph.multi_label and graph.y is not None:
+        local = local_homophily(graph)
+        bins = np.digitize(np.nan_to_num(local, nan=-1.0), [0.0, 0.25, 0.5, 0.75])
+        words = ("no labelled neighbour", "0–0.25", "0.25–0.5", "0.5–0.75", "0.75–1")
+        slices["local homophily"] = (bins, words)
+    graph._cache["slices"] = slices
+    return slices
