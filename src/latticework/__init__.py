@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_FACE = ("compare", "data", "fit", "load", "probe", "score", "embed", "methods", "datasets", "Board", "Fitted")
-
 if TYPE_CHECKING:
-    from ._face import Board, Fitted, compare, data, datasets, embed, fit, load, methods, probe, score
+    from ._face import Answers, Board, Fitted, compare, data, datasets, embed, fit, load, methods, probe, report, score
 
-__all__ = ["Board", "Fitted", "__version__", "compare", "data", "datasets", "embed", "fit", "load", "methods", "probe", "score"]
+__all__ = [
+    "Answers", "Board", "Fitted", "__version__", "compare", "data", "datasets", "embed", "fit", "load", "methods", "probe",
+    "report", "score",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name in _FACE:
+    if name in __all__:
         from . import _face
 
         return getattr(_face, name)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from . import registry
 from .errors import UserError
 from .value import Value
+
+if TYPE_CHECKING:
+    from .task import Part
 
 Facts = Mapping[str, Any]
 
@@ -36,6 +39,26 @@ class Dataset(Value):
         """What was understood, as lines for people."""
         return [f"{key}: {value}" for key, value in self.facts().items()]
 
+    def write(self, to: Path) -> None:
+        """The data as a folder or file of the form that users bring."""
+        raise UserError(f"{self.name} cannot be exported")
+
+    def whole(self) -> Part:
+        """All of it as one part without truth, for methods that need none."""
+        from .task import Part
+
+        return Part(self.read(), None, None, {})
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Whether a path holds this kind, by looking at headers."""
+        return False
+
+    @classmethod
+    def from_object(cls, given: Any) -> Dataset | None:
+        """A Python object of this kind as a data set, or none."""
+        return None
+
 
 def open_data(what: Any, settings: Mapping[str, Any] | None = None) -> Dataset:
     """A catalogue name, a path to a user's files, or a Dataset; `settings` are its fields.
@@ -44,6 +67,12 @@ def open_data(what: Any, settings: Mapping[str, Any] | None = None) -> Dataset:
     """
     if isinstance(what, Dataset):
         return what.with_settings(settings) if settings else what
+    if not isinstance(what, str | Path):
+        for entry in registry.entries("kind"):
+            made = entry.load().from_object(what)
+            if made is not None:
+                return made  # type: ignore[no-any-return]
+        raise UserError(f"cannot use a {type(what).__name__} as data; give a name, a path, or one of the kinds' containers")
     text = str(what)
     if registry.knows("data", text.partition("(")[0].strip()) and not Path(text).exists():
         value = registry.value_of("data", text)

@@ -181,7 +181,7 @@ def fit(
     refusal = method.refuses(task, data.facts())
     if refusal:
         raise UserError(f"{method.name} cannot be used here: {refusal}")
-    fold = fold or task.plan(data, 1)[0][0]
+    fold = fold or task.final(data)
     deadline = None if options.time_s is None else time.monotonic() + options.time_s
     run = Run(
         task=task, digest=data.digest(), fold=fold, seed=seed, ledger=ledger, device=options.device,

@@ -233,6 +233,13 @@ def run_grid(
     return [(cells[i], results[i]) for i in range(len(cells))]
 
 
+def finished(grid: Grid, ledger: Ledger, options: Options = Options()) -> list[tuple[Cell, Result]]:
+    """The cells of a grid that are done, without running any."""
+    digests: dict[str, str] = {}
+    found = ((cell, ledger.result(key_of(cell, options, digests))) for cell in grid.cells())
+    return [(cell, result) for cell, result in found if result is not None]
+
+
 def _pool_map(
     todo: Sequence[int], cells: Sequence[Cell], root: str, options: Options, retry: bool, jobs: int
 ) -> Iterator[tuple[int, str]]:

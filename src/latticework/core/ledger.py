@@ -3,6 +3,7 @@
     runs/fits/<key>/    model.json, weights.safetensors, fit.json      one fitted model
     runs/cells/<key>/   result.json, findings.json                     one judged cell
     runs/work/<key>/    the newest checkpoint of a fit that is not finished
+    runs/grids/<key>.json   which cells make a board
     runs/locks, runs/tmp
 
 A folder is filled under ``tmp`` and renamed, so SIGKILL leaves either all of it or none. A cell in work is held by a
@@ -98,7 +99,7 @@ class Ledger:
         self._temporary = tempfile.TemporaryDirectory(prefix="latticework-") if root is None else None
         self.root = Path(self._temporary.name if self._temporary else str(root))
         with disk_errors(self.root):
-            for name in ("fits", "cells", "locks", "tmp", "work"):
+            for name in ("fits", "cells", "locks", "tmp", "work", "grids"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
             if not os.access(self.root / "tmp", os.W_OK):
                 raise PermissionError(errno.EACCES, "not writable")
@@ -141,6 +142,19 @@ class Ledger:
             found = self.result(folder.name)
             if found is not None:
                 yield found
+
+    # -- grids -----------------------------------------------------------------------------------------------
+    def put_grid(self, plain: Mapping[str, Any], command: str) -> None:
+        """Remember which cells make a board, for `report`."""
+        from .value import digest_of
+
+        text = json.dumps({"grid": dict(plain), "command": command}, indent=1, sort_keys=True)
+        write_whole(self.root / "grids" / f"{digest_of(dict(plain))[:16]}.json", text)
+
+    def last_grid(self) -> dict[str, Any] | None:
+        """The grid that was asked for last."""
+        found = sorted((self.root / "grids").glob("*.json"), key=lambda p: p.stat().st_mtime_ns)
+        return json.loads(found[-1].read_text(encoding="utf-8")) if found else None
 
     # -- fits ------------------------------------------------------------------------------------------------
     def fit_folder(self, key: str) -> Path | None:

@@ -140,7 +140,7 @@ class Run:
                 fold = ref.task.fold(ref.data, fold_name)
                 train, valid, child.fold = fold.train, fold.valid, fold_name
             else:
-                train, valid = Part(ref.data.read(), None, None, {}), None
+                train, valid = ref.data.whole(), None
         elif self._parts is None or train is not self._parts[0]:
             child.fold = f"{self.fold}/{part_digest(train)[:16]}"  # other data than the fold's own train part
         if not ref.trained:

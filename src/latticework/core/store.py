@@ -127,8 +127,11 @@ def read_head(folder: Path) -> dict[str, Any]:
     return head
 
 
-def load_model(folder: Path | str) -> Model:
-    """A saved model. Every file's SHA-256 must be the recorded one."""
+def load_model(folder: Path | str, nets: Mapping[str, str] | None = None) -> Model:
+    """A saved model. Every file's SHA-256 must be the recorded one.
+
+    `nets` says again where a user's own nets are (name in the model -> module:function); a model file names no code.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -149,7 +152,8 @@ def load_model(folder: Path | str) -> Model:
             except SafetensorError as error:
                 raise UserError(f"{path} is damaged: {error}") from None
     method = registry.class_of("method", head["method"]["is"]).make({k: v for k, v in head["method"].items() if k != "is"})
-    model: Model = method.model.restore(method, head["schema"], state)
+    schema = head["schema"] | ({"nets": dict(nets)} if nets else {})
+    model: Model = method.model.restore(method, schema, state)
     return model
 
 

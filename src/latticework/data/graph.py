@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from latticework.core.dataset import Dataset
 from latticework.core.errors import UserError
 from latticework.core.ledger import write_folder
+from latticework.core.task import Part
 from latticework.core.value import digest_of, setting
 
 from .table import column_named, find_table, header, line_of, need, numbers, read_table, some
@@ -29,6 +30,13 @@ if TYPE_CHECKING:
 SPLIT_WORDS = {"train": 0, "valid": 1, "val": 1, "validation": 1, "test": 2, "": -1}
 MAX_CATEGORIES = 1_000
 MAX_CLASSES = 10_000
+
+
+class Nodes(NamedTuple):
+    """What is asked: `rows` int64 [q] of the graph; `ids` of all its nodes."""
+
+    rows: np.ndarray[Any, Any]
+    ids: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -225,6 +233,19 @@ def _many_labels(graph: Graph, column: pl.Series, notes: list[str]) -> Graph:
     if missing:
         notes.append(f"{missing} nodes have no label: they are the ones to predict")
     return replace(graph, y=y, classes=tuple(classes))
+
+
+def read_labels(path: Path) -> dict[str, str]:
+    """id -> label text of a ``nodes.csv`` (or of the one in a folder), for the nodes that have one."""
+    if path.is_dir():
+        found = find_table(path, "nodes")
+        if found is None:
+            raise UserError(f"{path} has no nodes.csv with the true labels")
+        path = found
+    nodes = read_table(path)
+    ids = _ids(path, nodes).to_list()
+    labels = nodes[need(path, nodes, "label", "labels", "class")].to_list()
+    return {i: label for i, label in zip(ids, labels, strict=True) if label}
 
 
 def _split(path: Path, column: pl.Series) -> np.ndarray[Any, Any]:
@@ -454,6 +475,31 @@ def _sizes(split: np.ndarray[Any, Any] | None) -> Any:
     return {word: int((split == code).sum()) for code, word in enumerate(("train", "valid", "test"))}
 
 
+# -- as a part of a fold ---
+def schema_of(graph: Graph) -> dict[str, Any]:
+    """What a model keeps of the graph it was fitted on."""
+    u, v = graph.edge_index
+    return {
+        "classes": list(graph.classes),
+        "features": list(graph.features),
+        "multi": graph.multi_label,
+        "directed": graph.directed,
+        "nodes": graph.nodes,
+        "graph": digest_of([graph.nodes, len(u), _sum(u, v), list(graph.ids[:5])])[:16],
+    }
+
+
+def _sum(u: np.ndarray[Any, Any], v: np.ndarray[Any, Any]) -> int:
+    """An order-dependent check sum of the edges."""
+    mixed = (u.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) ^ (v.astype(np.uint64) + np.uint64(0x7F4A7C15))
+    return int((mixed * np.arange(1, len(u) + 1, dtype=np.uint64)).sum(dtype=np.uint64) % (1 << 62))
+
+
+def whole_part(graph: Graph) -> Part:
+    """The whole graph without labels, for methods that need none."""
+    return Part(graph.tensors(), Nodes(np.arange(graph.nodes), graph.ids), None, schema_of(graph))
+
+
 # -- writing -------------------------------------------------------------------------------------------------------------
 def write_graph(graph: Graph, folder: Path) -> None:
     """``edges.csv`` and ``nodes.csv`` that `read_graph` reads back as the same graph."""
@@ -482,11 +528,28 @@ def write_graph(graph: Graph, folder: Path) -> None:
 
 
 # -- the data set of a user's files --------------------------------------------------------------------------------------
-class GraphFiles(Dataset):
+class GraphSet(Dataset):
+    """What graph data sets share: facts, check, writer and the whole as a part."""
+
+    kind: ClassVar[str] = "graph"
+
+    def facts(self) -> Mapping[str, Any]:
+        return facts_of(self.read())
+
+    def check(self) -> list[str]:
+        return check_lines(self.read())
+
+    def write(self, to: Path) -> None:
+        write_graph(self.read(), to)
+
+    def whole(self) -> Part:
+        return whole_part(self.read())
+
+
+class GraphFiles(GraphSet):
     """A user's graph, by path; its identity is the bytes of the files, not where they lie."""
 
     name: ClassVar[str] = "graph-files"
-    kind: ClassVar[str] = "graph"
     path: Path = setting(..., "a folder with edges.csv and nodes.csv, or one file")
     directed: bool | None = setting(None, "true or false declares the edges; left out, it is found out")
 
@@ -494,24 +557,26 @@ class GraphFiles(Dataset):
     def recognises(cls, path: Path) -> bool:
         """By header: an edge list has a source and a target, and no time."""
         if path.is_dir():
-            edges = find_table(path, "edges")
-            return edges is not None
+            return find_table(path, "edges") is not None
         if path.suffix.lower() in (".graphml", ".gml", ".mtx"):
             return True
         names = set(header(path)) if path.suffix in (".csv", ".parquet") else set()
-        return {"source", "target"} <= names and "time" not in names
+        return bool(names & {"source", "src", "from"}) and bool(names & {"target", "dst", "to"}) and "time" not in names
+
+    @classmethod
+    def from_object(cls, given: Any) -> Dataset | None:
+        """A PyG ``Data`` or a `Graph` made in Python."""
+        from .graph_sets import GivenGraph
+
+        if isinstance(given, Graph):
+            return GivenGraph.hold(given)
+        return GivenGraph.hold(from_pyg(given)) if hasattr(given, "edge_index") else None
 
     def read(self) -> Graph:
         return read_cached(self.path, self.directed)
 
     def digest(self) -> str:
         return digest_of([_bytes_digest(str(self.path), _stamp(self.path)), self.directed])
-
-    def facts(self) -> Mapping[str, Any]:
-        return facts_of(self.read())
-
-    def check(self) -> list[str]:
-        return check_lines(self.read())
 
 
 def check_lines(graph: Graph) -> list[str]:

@@ -13,7 +13,7 @@ from latticework.core.dataset import Dataset
 from latticework.core.errors import UserError
 from latticework.core.value import digest_of, setting
 
-from .graph import Graph, check_lines, facts_of, finish, from_pyg
+from .graph import Graph, GraphSet, finish, from_pyg, read_cached
 from .mirror import locate
 
 # file -> (folder, file name, SHA-256, edges are stored once and mean both ways)
@@ -50,18 +50,6 @@ _FILES: Mapping[str, tuple[str, str, str, bool]] = {
     ),
     "blogcatalog": ("blogcatalog", "blogcatalog.npz", "b10a4cf096e12140def61e460f0d67c8876b0a2c446c26833cf3ec774960047e", True),
 }  # fmt: skip
-
-
-class GraphSet(Dataset):
-    """What graph data sets share: facts and checks from the container."""
-
-    kind: ClassVar[str] = "graph"
-
-    def facts(self) -> Mapping[str, Any]:
-        return facts_of(self.read())
-
-    def check(self) -> list[str]:
-        return check_lines(self.read())
 
 
 class MirroredGraph(GraphSet):
@@ -131,8 +119,6 @@ class MirroredFolder(GraphSet):
         return digest_of([self._edges, self._nodes, self.directed, self.revision])
 
     def read(self) -> Graph:
-        from .graph import read_cached
-
         folder = locate("musae-facebook", "edges.csv", self._edges).parent
         locate("musae-facebook", "nodes.csv", self._nodes)
         return read_cached(folder, self.directed)

@@ -510,9 +510,8 @@ def normalised_adjacency(
             kept = _cache.of(edge_index)
             key = (*key, None if weight is None else id(weight))
             found = kept.get(key)
-            if found is not None and found[1] == stamp:
-                if weight is None or found[2]() is weight:
-                    return cast(SparseOperator, found[0])
+            if found is not None and found[1] == stamp and (weight is None or found[2]() is weight):
+                return cast(SparseOperator, found[0])
     if owner is not None and kept is not None and key in kept:
         return cast(SparseOperator, kept[key])
     matrix = adjacency(edge_index, n, weight, self_loops=self_loops, undirected=undirected)

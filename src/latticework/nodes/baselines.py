@@ -6,6 +6,7 @@ match most newer methods, and a comparison without them would not be honest.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
@@ -35,7 +36,7 @@ class MajorityModel(Model):
         self.method, self.schema, self.shares = method, schema, shares
 
     def predict(self, part: Part) -> Any:
-        return self.shares.expand(len(part.query.index), -1).numpy()
+        return self.shares.expand(len(part.query.rows), -1).numpy()
 
     def state(self) -> Mapping[str, Any]:
         return {"shares": self.shares}
@@ -68,7 +69,7 @@ class MLP(nn.Module):
     def __init__(self, features: int, classes: int, hidden: int, layers: int, dropout: float) -> None:
         super().__init__()
         sizes = [features] + [hidden] * (layers - 1) + [classes]
-        self.maps = nn.ModuleList(FeatureLinear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.maps = nn.ModuleList(FeatureLinear(a, b) for a, b in itertools.pairwise(sizes))
         self.dropout = dropout
 
     def forward(self, x: Features) -> Tensor:
@@ -98,7 +99,7 @@ class EstimatorModel(Model):
         self.method, self.schema, self.estimator = method, schema, estimator
 
     def predict(self, part: Part) -> Any:
-        x = self.method.matrix(part)[part.query.index]
+        x = self.method.matrix(part)[part.query.rows]
         return full_chances(self.estimator, x, len(self.schema["classes"]), self.schema["multi"])
 
     def state(self) -> Mapping[str, Any]:
@@ -137,9 +138,7 @@ class LogisticRegression(Method):
         return x.scipy() if isinstance(x, SparseFeatures) else x.numpy()
 
     def fit(self, train: Part, valid: Part | None, run: Run) -> EstimatorModel:
-        return EstimatorModel(
-            self, dict(train.schema), fit_logistic(self.matrix(train)[train.query.index], train.truth.y, self.c)
-        )
+        return EstimatorModel(self, dict(train.schema), fit_logistic(self.matrix(train)[train.query.rows], train.truth.y, self.c))
 
 
 def fit_logistic(x: Any, y: np.ndarray[Any, Any], c: float) -> Any:
@@ -163,7 +162,7 @@ class PropagatedModel(Model):
 
     def predict(self, part: Part) -> Any:
         same_graph(self, part)
-        return self.chances[torch.from_numpy(part.query.index)].numpy()
+        return self.chances[torch.from_numpy(part.query.rows)].numpy()
 
     def state(self) -> Mapping[str, Any]:
         return {"chances": self.chances}
@@ -203,7 +202,7 @@ class LabelPropagation(Method):
         classes = len(train.schema["classes"])
         start = torch.zeros(S.shape[0], classes)
         hot = y.astype(np.float32) if y.ndim == 2 else np.eye(classes, dtype=np.float32)[y]
-        start[torch.from_numpy(train.query.index)] = torch.from_numpy(hot)
+        start[torch.from_numpy(train.query.rows)] = torch.from_numpy(hot)
         state = start
         for step in range(self.steps):
             state = self.alpha * (S @ state) + (1 - self.alpha) * start
@@ -229,7 +228,7 @@ class ConvNet(nn.Module):
         depth, hidden = method.layers, method.hidden
         sizes = [features] + [hidden] * (depth - 1) + [classes]
         self.convolutions, self.norms, self.residuals = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
-        for i, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        for i, (a, b) in enumerate(itertools.pairwise(sizes)):
             last = i == depth - 1
             self.convolutions.append(convolution(kind, a, b, method, last))
             norm: nn.Module = nn.Identity()
@@ -268,19 +267,50 @@ class GCNLayer(nn.Module):
         return self.conv(x, operator)
 
 
+class SAGELayer(nn.Module):
+    """PyG's ``SAGEConv`` with mean aggregation; the linear map comes first, which the mean commutes with."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        from torch_geometric.nn import SAGEConv
+
+        self.conv = SAGEConv(inputs, outputs)
+        self.conv.lin_l = FeatureLinear(inputs, outputs)
+        self.conv.lin_r = FeatureLinear(inputs, outputs, bias=False)
+
+    def forward(self, x: Features, operator: SparseOperator | Tensor) -> Tensor:
+        neighbours, own = self.conv.lin_l, self.conv.lin_r
+        product = x @ neighbours.weight.T if isinstance(x, SparseFeatures) else F.linear(x, neighbours.weight)
+        return operator @ product + neighbours.bias + own(x)
+
+
+class GATLayer(nn.Module):
+    """PyG's ``GATConv``; its linear map stands before it, so that it also takes sparse features."""
+
+    def __init__(self, inputs: int, outputs: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        from torch_geometric.nn import GATConv
+
+        self.linear = FeatureLinear(inputs, outputs, bias=False)
+        nn.init.xavier_uniform_(self.linear.weight)
+        self.conv = GATConv(outputs, outputs // heads, heads=heads, dropout=dropout)
+        self.conv.lin = nn.Identity()
+
+    def forward(self, x: Features, edges: Tensor) -> Tensor:
+        return self.conv(self.linear(x), edges)
+
+
 def convolution(kind: str, inputs: int, outputs: int, method: Convolution, last: bool) -> nn.Module:
     """One PyG layer."""
-    from torch_geometric.nn import GATConv, SAGEConv
-
     if kind == "gcn":
         return GCNLayer(inputs, outputs)
     if kind == "sage":
-        return SAGEConv(inputs, outputs)
+        return SAGELayer(inputs, outputs)
     assert isinstance(method, GAT)
     heads = 1 if last else method.heads
     if not last and outputs % heads:
         raise UserError(f"gat.hidden: {outputs} is not a multiple of {heads} heads")
-    return GATConv(inputs, outputs // heads, heads=heads, dropout=method.dropout)
+    return GATLayer(inputs, outputs, heads, method.dropout)
 
 
 class Convolution(NodeNetwork):
@@ -301,6 +331,11 @@ class GCN(Convolution):
     """
 
     name: ClassVar[str] = "gcn"
+    weight_decay: float = setting(5e-4, "on the first convolution", ge=0, le=1, search=(1e-5, 2e-2, "log"))
+
+    def groups(self, net: nn.Module) -> list[dict[str, Any]]:
+        assert isinstance(net, ConvNet)
+        return first_layer_decay(net, net.convolutions[0], self.weight_decay)
 
     def inputs(self, part: Part, device: str) -> tuple[Any, ...]:
         S = operator_of(part)
@@ -313,8 +348,8 @@ class SAGE(Convolution):
     name: ClassVar[str] = "sage"
 
     def inputs(self, part: Part, device: str) -> tuple[Any, ...]:
-        x = features_of(part, device, self.row_normalise)
-        return x.dense() if isinstance(x, SparseFeatures) else x, undirected_edges(part).to(device)
+        S = operator_of(part, kind="row", self_loops=False)
+        return features_of(part, device, self.row_normalise), S if device == "cpu" else S.to_torch(device)
 
 
 class GAT(Convolution):
@@ -324,8 +359,7 @@ class GAT(Convolution):
     heads: int = setting(8, "attention heads of hidden layers; their widths add up to `hidden`", ge=1, le=64)
 
     def inputs(self, part: Part, device: str) -> tuple[Any, ...]:
-        x = features_of(part, device, self.row_normalise)
-        return x.dense() if isinstance(x, SparseFeatures) else x, undirected_edges(part).to(device)
+        return features_of(part, device, self.row_normalise), undirected_edges(part).to(device)
 
 
 def undirected_edges(part: Part) -> Tensor:
@@ -354,13 +388,27 @@ class APPNP(nn.Module):
         return state
 
 
+def first_layer_decay(net: nn.Module, first: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay on the first layer alone, as in the papers of GCN and APPNP: on the scores it would shrink them away."""
+    own = {id(p) for p in first.parameters()}
+    return [
+        {"params": list(first.parameters()), "weight_decay": weight_decay},
+        {"params": [p for p in net.parameters() if id(p) not in own], "weight_decay": 0.0},
+    ]
+
+
 class APPNPMethod(NodeNetwork):
     """Personalised PageRank of class scores."""
 
     name: ClassVar[str] = "appnp"
     hops: int = setting(10, "power iterations", ge=1, le=1000)
     teleport: float = setting(0.1, "chance of going back to the node itself", gt=0, lt=1, search=(0.05, 0.5))
-    weight_decay: float = setting(5e-3, "on all parameters", ge=0, le=1, search=(1e-5, 2e-2, "log"))
+    weight_decay: float = setting(5e-3, "on the first linear map", ge=0, le=1, search=(1e-5, 2e-2, "log"))
+
+    def groups(self, net: nn.Module) -> list[dict[str, Any]]:
+        assert isinstance(net, APPNP)
+        first = net.mlp.maps[0]
+        return first_layer_decay(net, first, self.weight_decay)
 
     def module(self, features: int, classes: int, schema: Mapping[str, Any]) -> nn.Module:
         return APPNP(features, classes, self.hidden, self.hops, self.teleport, self.dropout)

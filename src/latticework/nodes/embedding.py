@@ -49,7 +49,7 @@ class ReadoutModel(Model):
     def predict(self, part: Part) -> Any:
         from .baselines import full_chances
 
-        vectors = np.asarray(self.encoder.embed(part))[part.query.index]
+        vectors = np.asarray(self.encoder.embed(part))[part.query.rows]
         return full_chances(self.estimator, vectors, len(self.schema["classes"]), self.schema["multi"])
 
     def state(self) -> Mapping[str, Any]:
@@ -93,7 +93,7 @@ class LogisticReadout(Method):
 
         encoder = run.model(self.encoder, train, valid)
         vectors = np.asarray(encoder.embed(train))
-        x = vectors[train.query.index]
+        x = vectors[train.query.rows]
         if not self.choose_c:
             return ReadoutModel(self, dict(train.schema), encoder, fit_logistic(x, train.truth.y, self.c))
         if valid is None:

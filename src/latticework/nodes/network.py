@@ -39,7 +39,7 @@ class NodeModel(Model):
         with torch.no_grad():
             logits = self.net(*self.method.inputs(part, _device(self.net)))
         chances = torch.sigmoid(logits) if self.schema["multi"] else torch.softmax(logits, 1)
-        return chances[torch.from_numpy(part.query.index).to(chances.device)].cpu().numpy()
+        return chances[torch.from_numpy(part.query.rows).to(chances.device)].cpu().numpy()
 
     def state(self) -> Mapping[str, Any]:
         return self.net.state_dict()
@@ -75,6 +75,10 @@ class NodeNetwork(Backbone):
         """What the network is called with, for the whole graph of a part."""
         raise NotImplementedError
 
+    def groups(self, net: nn.Module) -> list[dict[str, Any]]:
+        """Parameters by weight decay."""
+        return [{"params": list(net.parameters()), "weight_decay": self.weight_decay}]
+
     def patience_of(self) -> Patience:
         return Patience(epochs=self.patience)
 
@@ -95,7 +99,7 @@ def fit_network(method: NodeNetwork, part: Part, valid: Part | None, run: Run) -
     """Full-batch training on the labelled nodes; the weights of the best epoch on the valid part are kept."""
     net = method.build(part, run).to(run.device)
     inputs = method.inputs(part, run.device)
-    optimiser = torch.optim.Adam(net.parameters(), lr=method.lr, weight_decay=method.weight_decay)
+    optimiser = torch.optim.Adam(method.groups(net), lr=method.lr)
     index, target = _asked(part, run.device)
 
     def step(epoch: int) -> float:
@@ -135,7 +139,7 @@ def _score(logits: Tensor, valid: Part, run: Run) -> float:
 
 def _asked(part: Part, device: str) -> tuple[Tensor, Tensor]:
     y = torch.from_numpy(np.asarray(part.truth.y, np.float32 if part.truth.y.ndim == 2 else np.int64))
-    return torch.from_numpy(part.query.index).to(device), y.to(device)
+    return torch.from_numpy(part.query.rows).to(device), y.to(device)
 
 
 def _loss(logits: Tensor, target: Tensor) -> Tensor:

@@ -20,18 +20,11 @@ from latticework.core.method import Predictor
 from latticework.core.result import Metric, Score
 from latticework.core.run import Run
 from latticework.core.task import Fold, Part, Query, Task
-from latticework.core.value import Value, digest_of, setting
-from latticework.data.graph import Graph, degrees, local_homophily
+from latticework.core.value import Value, setting
+from latticework.data.graph import Graph, Nodes, degrees, local_homophily, schema_of
 
 Array = NDArray[Any]
 TRAIN, VALID, TEST = 0, 1, 2
-
-
-class Nodes(NamedTuple):
-    """What is asked: `index` int64 [q] into the graph; `ids` of all its nodes."""
-
-    index: Array
-    ids: tuple[str, ...]
 
 
 class Truth(NamedTuple):
@@ -107,6 +100,9 @@ class NodeClassification(Task):
         splits = max(int(data.facts()["splits"]), 1)
         return [(f"given-{i % splits}", i // splits) for i in range(repeats)]
 
+    def final(self, data: Dataset) -> str:
+        return "fixed" if self.for_data(data).protocol == "fixed" else "all-0"
+
     def overlap(self, data: Dataset) -> float | None:
         task = self.for_data(data)
         if task.protocol == "fixed":
@@ -126,11 +122,11 @@ class NodeClassification(Task):
                 raise UserError("the data bring no splits; use -s task.protocol=random")
             split = graph.splits[int(number)].copy()
         else:
-            split = self._random(graph, int(number))
+            split = self._random(graph, int(number), whole=kind == "all")
         split[~graph.labelled] = -1
         return np.asarray(split)
 
-    def _random(self, graph: Graph, number: int) -> Array:
+    def _random(self, graph: Graph, number: int, whole: bool = False) -> Array:
         rng = np.random.default_rng([number, 0x6E6F6465])
         split = np.full(graph.nodes, -1, np.int8)
         assert graph.y is not None
@@ -140,7 +136,10 @@ class NodeClassification(Task):
         else:
             groups = [rng.permutation(np.flatnonzero(graph.y == c)) for c in range(len(graph.classes))]
         for nodes in groups:
-            if self.per_class and not graph.multi_label:
+            if whole:  # a model for use: nothing is kept back but what chooses the epoch
+                train = max(round(0.8 * len(nodes)), 1)
+                valid = len(nodes) - train
+            elif self.per_class and not graph.multi_label:
                 train, valid = self.per_class, self.valid_per_class
             else:
                 train = max(round(self.train * len(nodes)), 1)
@@ -158,15 +157,15 @@ class NodeClassification(Task):
         schema = schema_of(graph)
         slices = node_slices(graph)
         parts = [task._part(graph, np.flatnonzero(split == code), schema, slices) for code in (TRAIN, VALID, TEST)]
-        for word, part in zip(("train", "test"), (parts[0], parts[2]), strict=True):
-            if not len(part.query.index):
+        for word, part in (("train", parts[0]), ("test", parts[2])):
+            if not len(part.query.rows) and not (word == "test" and name.startswith("all")):
                 raise UserError(f"the {word} part of split {name} has no labelled node; label some, or use task.protocol=random")
         seen = parts[0].truth.y
         found = seen.any(1).sum() if graph.multi_label else len(np.unique(seen))
         if found < 2 and not graph.multi_label:
             only = graph.classes[int(seen[0])]
             raise UserError(f"the train part of split {name} holds one class only ({only!r}); two are needed")
-        return Fold(parts[0], parts[1] if len(parts[1].query.index) else None, parts[2])
+        return Fold(parts[0], parts[1] if len(parts[1].query.rows) else None, parts[2])
 
     def check(self, graph: Graph) -> None:
         """Errors before any training."""
@@ -196,7 +195,7 @@ class NodeClassification(Task):
     # -- answers -------------------------------------------------------------------------------------------------
     def answer(self, model: Any, part: Part, run: Run) -> Array:
         found = np.asarray(model.predict(part), dtype=np.float64)
-        expected = (len(part.query.index), len(part.schema["classes"]))
+        expected = (len(part.query.rows), len(part.schema["classes"]))
         if found.shape != expected:
             raise UserError(
                 f"{model.method.name} gave {list(found.shape)} instead of class probabilities {list(expected)} (nodes x classes)"
@@ -204,7 +203,7 @@ class NodeClassification(Task):
         if not np.isfinite(found).all():
             row = int(np.flatnonzero(~np.isfinite(found).all(1))[0])
             raise UserError(
-                f"{model.method.name} gave a value that is not finite for node {part.query.ids[part.query.index[row]]!r}"
+                f"{model.method.name} gave a value that is not finite for node {part.query.ids[part.query.rows[row]]!r}"
             )
         return found
 
@@ -245,7 +244,7 @@ class NodeClassification(Task):
             words = ["|".join(classes[c] for c in np.flatnonzero(row)) for row in said]
         else:
             words = [classes[c] for c in said]
-        columns: dict[str, Any] = {"id": [part.query.ids[i] for i in part.query.index], "prediction": words}
+        columns: dict[str, Any] = {"id": [part.query.ids[i] for i in part.query.rows], "prediction": words}
         columns |= {f"p({name})": answer[:, c] for c, name in enumerate(classes)}
         write_whole(to, pl.DataFrame(columns).write_csv())
 
@@ -317,25 +316,6 @@ def _auc(y: Array, chances: Array | None) -> Score:
         if 0 < positive.sum() < len(positive):
             values.append(float(roc_auc_score(positive, chances[:, c])))
     return Score("roc-auc", float(np.mean(values))) if values else Score("roc-auc", None, {}, "only one class is present")
-
-
-def schema_of(graph: Graph) -> dict[str, Any]:
-    """What a model keeps of the graph it was fitted on."""
-    u, v = graph.edge_index
-    return {
-        "classes": list(graph.classes),
-        "features": list(graph.features),
-        "multi": graph.multi_label,
-        "directed": graph.directed,
-        "nodes": graph.nodes,
-        "graph": digest_of([graph.nodes, len(u), _sum(u, v), list(graph.ids[:5])])[:16],
-    }
-
-
-def _sum(u: Array, v: Array) -> int:
-    """An order-dependent check sum of the edges."""
-    mixed = (u.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) ^ (v.astype(np.uint64) + np.uint64(0x7F4A7C15))
-    return int((mixed * np.arange(1, len(u) + 1, dtype=np.uint64)).sum(dtype=np.uint64) % (1 << 62))
 
 
 def match_features(graph: Graph, wanted: Sequence[str]) -> Graph:

@@ -1,0 +1,57 @@
+"""The command line: the verbs, thin. Nothing heavy is imported before a verb needs it."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; exit status 2 for the user's mistakes, 1 for failures, 130 when interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [w for w in words if w != "--debug"]
+    sys.exit(run(words, debug))
+
+
+def run(words: list[str], debug: bool = False) -> int:
+    """The exit status of a command."""
+    import click
+
+    from latticework.core.errors import Cancelled, Failure, UserError
+
+    from .verbs import app, expand
+
+    try:
+        import typer
+
+        command = typer.main.get_command(app)
+        status = command.main(args=expand(words), prog_name="latticework", standalone_mode=False, obj={"debug": debug})
+        return status if isinstance(status, int) else 0
+    except click.exceptions.Exit as stop:
+        return int(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (KeyboardInterrupt, click.Abort, Cancelled):
+        print("interrupted; what is finished is kept", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+    except UserError as error:
+        return _said(error, 2, debug)
+    except Failure as error:
+        return _said(error, 1, debug)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        else:
+            print(f"failed: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+        return 1
+
+
+def _said(error: Exception, status: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"error: {error}", file=sys.stderr)
+    return status

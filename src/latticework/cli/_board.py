@@ -1,0 +1,59 @@
+"""`compare` and `report`: the cost beforehand, progress, the leaderboard, the files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def run_and_show(face: Any, *, out: list[Path], **options: Any) -> None:
+    """Run a comparison with a progress bar and show its board."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    grid = face.grid_of(**{k: options[k] for k in ("data", "methods", "task", "repeats", "tune", "baselines", "settings")})
+    say_cost(console, grid, options["runs"])
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+        console=console, transient=True, disable=not console.is_terminal,
+    ) as bar:  # fmt: skip
+        task = bar.add_task("comparing")
+
+        def on_done(cell: Any, result: Any, done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, description=cell.entry)
+            if result.status == "failed" and console.is_terminal:
+                bar.console.print(f"failed: {cell.entry} ({cell.fold}, seed {cell.seed}): {result.error}")
+
+        board = face.compare_grid(
+            grid, on_done=on_done,
+            **{k: options[k] for k in ("jobs", "cluster", "time", "runs", "device", "threads", "retry", "nets", "command")},
+        )  # fmt: skip
+    show_board(board, out)
+
+
+def say_cost(console: Any, grid: Any, runs: Path) -> None:
+    """How many cells, how many are done, and how long the rest will take by recorded costs."""
+    from latticework.core.grid import forecast
+
+    cost = forecast(grid, str(runs))
+    text = f"{cost['cells']} cells, {cost['cells'] - cost['left']} finished before"
+    if cost["left"]:
+        known = cost["left"] - cost["unknown"]
+        text += f"; {known} of the rest are known to take about {cost['seconds']:.0f} s" if known else ""
+        text += f"; {cost['unknown']} have no recorded cost yet" if cost["unknown"] else ""
+    console.print(text)
+
+
+def show_board(board: Any, out: list[Path]) -> None:
+    """The leaderboard on the terminal, and in the files asked for."""
+    from rich.console import Console
+
+    console = Console()
+    for table in board.tables():
+        console.print(table)
+    for sentence in board.sentences():
+        console.print(sentence, highlight=False)
+    for path in out:
+        board.write(path)
+        console.print(f"wrote {path}", highlight=False)
