@@ -250,6 +250,8 @@ def compare_grid(
     """Run a grid in a ledger folder and gather its board; `how` goes to `run_grid` (jobs, cluster, retry, on_done)."""
     from latticework.core.board import Board
 
+    for case in grid.cases():  # what is wrong with the data is said once, before anything runs
+        case.task.fold(case.data, case.pairs[0][0])
     ledger = Ledger(runs)
     options = Options(pick_device(device), precision, threads, time, debug, dict(nets or {}))
     command = command or command_of(grid)

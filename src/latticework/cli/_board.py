@@ -50,10 +50,14 @@ def show_board(board: Any, out: list[Path]) -> None:
     from rich.console import Console
 
     console = Console()
-    for table in board.tables():
-        console.print(table)
-    for sentence in board.sentences():
-        console.print(sentence, highlight=False)
+    if console.is_terminal:
+        console.print(board.table())
+    else:
+        print(board.text())
+    for case in board.cases:
+        for row in case.rows:
+            for why in dict.fromkeys(failure["why"] for failure in row.failures):
+                print(f"failed on {case.label}: {row.name}: {why}")
     for path in out:
         board.write(path)
-        console.print(f"wrote {path}", highlight=False)
+        print(f"wrote {path}")

@@ -105,7 +105,11 @@ def fitting(data: Any) -> list[str]:
     for entry in registry.entries("task"):
         if data.kind not in entry.facts.get("kinds", ()):
             continue
-        task = task_of(entry.name).for_data(data)
+        try:
+            task = task_of(entry.name).for_data(data)
+        except UserError as error:
+            lines.append(f"task {entry.name} does not fit: {error}")
+            continue
         fit, unfit = [], []
         for method in registry.entries("method"):
             if entry.name not in method.facts.get("tasks", ()):

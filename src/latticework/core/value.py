@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
 
@@ -64,11 +64,20 @@ class Value(BaseModel):
         if isinstance(given, Mapping) and "is" in given:
             rest = {k: v for k, v in given.items() if k != "is"}
             if given["is"] == cls.name and cls.name:
-                return handler(rest)
+                return handler(cls._without(rest))
             from .registry import class_of
 
             return _expect(class_of(cls.noun, str(given["is"])).model_validate(rest), cls)
-        return handler(given)
+        return handler(cls._without(given) if isinstance(given, Mapping) else given)
+
+    @classmethod
+    def _without(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """The word "none" as no value, in the fields that may have none (a choice may also be called none)."""
+        found = dict(fields)
+        for key, value in fields.items():
+            if value == "none" and key in cls.model_fields and type(None) in get_args(cls.model_fields[key].annotation):
+                found[key] = None
+        return found
 
     @classmethod
     def make(cls, fields: Mapping[str, Any] | None = None) -> Self:
@@ -207,7 +216,7 @@ def read_text(given: Any) -> Any:
         pass
     if "," in given and not given.startswith("{"):
         return [read_text(part) for part in given.split(",") if part]
-    return {"true": True, "false": False, "none": None}.get(given.lower(), given)
+    return {"true": True, "false": False}.get(given.lower(), given)
 
 
 def _explain(name: str, error: ValidationError) -> str:

@@ -585,6 +585,11 @@ def check_lines(graph: Graph) -> list[str]:
     for key, value in facts_of(graph).items():
         shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
         lines.append(f"{key}: {shown:.3f}" if isinstance(shown, float) else f"{key}: {shown}")
+    if graph.fixed is not None and graph.y is not None and not graph.multi_label:
+        seen = set(graph.y[graph.fixed == 0].tolist())
+        for code, name in enumerate(graph.classes):
+            if code not in seen:
+                lines.append(f"no train node has class {name!r}: it cannot be predicted")
     return lines + list(graph.notes)
 
 

@@ -64,7 +64,10 @@ def read_table(path: Path) -> pl.DataFrame:
             infer_schema=False, schema={f"c{i}": pl.Utf8 for i in range(len(names))},
         )  # fmt: skip
     except pl.exceptions.PolarsError as error:
+        _exact_width(path, data, len(names), separator)
         raise UserError(f"{path} is not a table with {len(names)} columns: {error}") from None
+    if frame.width != len(names):
+        _exact_width(path, data, len(names), separator)
     frame.columns = _unique(path, [n.strip() for n in names])
     # spaces around a cell are the spreadsheet's, never meant
     return _named(path, frame.with_columns(pl.all().fill_null("").str.strip_chars()))
@@ -120,6 +123,10 @@ def _check_width(path: Path, data: bytes, columns: int, separator: str) -> None:
     lines = data.count(b"\n")
     if b'"' not in data and data.count(separator.encode()) == lines * (columns - 1) and columns > 1:
         return  # as many separators as rows need: a short row would show, unless a long one hides it, which polars refuses
+    _exact_width(path, data, columns, separator)
+
+
+def _exact_width(path: Path, data: bytes, columns: int, separator: str) -> None:
     for row in (reader := csv.reader(io.StringIO(data.decode()), delimiter=separator)):
         if len(row) != columns:
             raise UserError(f"{path}, line {reader.line_num}: {len(row)} cells where the header has {columns}")

@@ -72,6 +72,11 @@ class NodeClassification(Task):
     # -- folds ---------------------------------------------------------------------------------------------------
     def for_data(self, data: Dataset) -> NodeClassification:
         facts = data.facts()
+        if not facts["labelled"]:
+            raise UserError("no node has a label; add a column 'label' to nodes.csv with some of them filled")
+        if facts["classes"] < 2:
+            only = next(iter(facts["class sizes"]))
+            raise UserError(f"all labelled nodes have one class ({only!r}); two are needed")
         changes: dict[str, Any] = {}
         if self.protocol == "auto":
             has = "fixed" if facts["fixed split"] != "none" else "given" if facts["splits"] else "random"
@@ -168,11 +173,7 @@ class NodeClassification(Task):
         return Fold(parts[0], parts[1] if len(parts[1].query.rows) else None, parts[2])
 
     def check(self, graph: Graph) -> None:
-        """Errors before any training."""
-        if graph.y is None or not graph.labelled.any():
-            raise UserError("no node has a label; add a column 'label' to nodes.csv with some of them filled")
-        if len(graph.classes) < 2:
-            raise UserError(f"all labelled nodes have one class ({graph.classes[0]!r}); two are needed")
+        """Errors before any training, where fields do not fit the data."""
         if self.labels == "single" and graph.multi_label:
             raise UserError("the data have several labels a node; use -s task.labels=multi")
         if self.labels == "multi" and not graph.multi_label:

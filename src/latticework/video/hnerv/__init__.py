@@ -1,0 +1,1 @@
+"""HNeRV: a video as a small decoder and one tiny embedding a frame."""

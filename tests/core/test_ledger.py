@@ -1,0 +1,152 @@
+"""The ledger and model files: whole or not at all, errors that say what to do."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import latticework as lw
+from latticework.core import store
+from latticework.core.errors import Failure, Held, UserError
+from latticework.core.ledger import Ledger, write_folder, write_whole
+from latticework.core.result import Cost, Result, Score
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    def fail(draft: Path) -> None:
+        (draft / "half").write_text("x")
+        raise ValueError("no")
+
+    write_folder(tmp_path / "a", lambda d: (d / "one").write_text("1") and None)
+    with pytest.raises(ValueError):
+        write_folder(tmp_path / "a", fail)
+    assert [p.name for p in tmp_path.iterdir()] == ["a"] and (tmp_path / "a" / "one").read_text() == "1"
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_whole(tmp_path / "kept", "before")
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(Failure, match="disk is full"):
+        write_whole(tmp_path / "kept", "after")
+    with pytest.raises(Failure, match="disk is full"):
+        Ledger(tmp_path / "runs").put_result(a_result())
+    assert (tmp_path / "kept").read_text() == "before"
+    assert list((tmp_path / "runs" / "cells").iterdir()) == [] and list((tmp_path / "runs" / "tmp").iterdir()) == []
+
+
+def test_a_folder_without_permission_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *a: False)
+    with pytest.raises(UserError, match="no permission"):
+        Ledger(tmp_path)
+
+
+def a_result() -> Result:
+    scores = (Score("accuracy", 0.5, {"slice": "degree"}), Score("roc-auc", None, {}, "one class"))
+    return Result("abc", "done", scores, 0.5, Cost(fit_s=1.0), None, {"seed": 0})
+
+
+def test_a_result_comes_back(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.put_result(a_result(), {"scalars": {"s": 1}})
+    found = ledger.result("abc")
+    assert found == a_result() and ledger.findings("abc") == {"scalars": {"s": 1}}
+    assert [r.cell for r in ledger.results()] == ["abc"]
+
+
+def test_a_held_key_is_refused_at_once(tmp_path: Path) -> None:
+    with Ledger(tmp_path).hold("k", wait=False), pytest.raises(Held), Ledger(tmp_path).hold("k", wait=False):
+        pass
+
+
+def test_a_checkpoint_tree_comes_back_bit_for_bit() -> None:
+    tree = {"a": [torch.arange(3), 1.5, "x", None, True], 5: (torch.ones(2, dtype=torch.float64),)}
+    skeleton, tensors = store.flatten(tree)
+    again = store.unflatten(json.loads(json.dumps(skeleton)), tensors)
+    assert torch.equal(again["a"][0], tree["a"][0]) and again["a"][1:] == tree["a"][1:]  # type: ignore[index]
+    assert torch.equal(again[5][0], tree[5][0]) and isinstance(again[5], tuple)  # type: ignore[index]
+    with pytest.raises(TypeError):
+        store.flatten({"a": object()})
+
+
+@pytest.fixture
+def saved(graph_folder: Path, tmp_path: Path) -> Path:
+    return lw.fit("mlp", graph_folder, epochs=3).save(tmp_path / "model")
+
+
+def test_a_model_file_names_no_code_and_no_pickle(saved: Path) -> None:
+    assert sorted(p.name for p in saved.iterdir()) == ["model.json", "weights.safetensors"]
+    assert lw.load(saved).method.name == "mlp"
+
+
+def test_a_cut_model_file_is_refused(saved: Path) -> None:
+    path = saved / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match="SHA-256 differs"):
+        lw.load(saved)
+
+
+def test_a_tampered_model_file_is_refused(saved: Path) -> None:
+    path = saved / "weights.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(UserError, match="SHA-256 differs"):
+        lw.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda head: head | {"format": 99}, "newer version"),
+        (lambda head: {k: v for k, v in head.items() if k != "format"}, "cut short or not a model"),
+        (lambda head: head | {"method": {"is": "nothing"}}, "no method is called 'nothing'"),
+    ],
+)
+def test_a_model_head_of_another_kind_is_refused(saved: Path, change: Any, message: str) -> None:
+    head = json.loads((saved / "model.json").read_text())
+    (saved / "model.json").write_text(json.dumps(change(head)))
+    with pytest.raises(UserError, match=message):
+        lw.load(saved)
+
+
+def test_json_cut_short_and_a_missing_file_are_refused(saved: Path) -> None:
+    text = (saved / "model.json").read_text()
+    (saved / "weights.safetensors").unlink()
+    with pytest.raises(UserError, match="is missing"):
+        lw.load(saved)
+    (saved / "model.json").write_text(text[: len(text) // 2])
+    with pytest.raises(UserError, match="cut short"):
+        lw.load(saved)
+    with pytest.raises(UserError, match="not a saved model"):
+        lw.load(saved.parent)
+
+
+def test_a_skops_file_with_foreign_code_is_not_loaded(graph_folder: Path, tmp_path: Path) -> None:
+    import hashlib
+
+    import skops.io
+    from sklearn.preprocessing import FunctionTransformer
+
+    folder = lw.fit("logistic-regression", graph_folder).save(tmp_path / "m")
+    evil = skops.io.dumps(FunctionTransformer(os.system))
+    (folder / "estimator.skops").write_bytes(evil)
+    head = json.loads((folder / "model.json").read_text())
+    head["files"]["estimator.skops"] = hashlib.sha256(evil).hexdigest()
+    (folder / "model.json").write_text(json.dumps(head))
+    with pytest.raises(UserError, match="outside scikit-learn"):
+        lw.load(folder)
+
+
+def test_files_are_private_to_nobody(saved: Path) -> None:
+    assert stat.S_IMODE((saved / "model.json").stat().st_mode) & 0o400
