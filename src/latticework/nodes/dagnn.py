@@ -1,111 +1,95 @@
-"""DAGNN: a node classifier whose class scores are smoothed over 0..K hops, each node weighing its hops by a gate.
+"""DAGNN: class scores smoothed over 0 .. K hops and mixed by a gate for each node and hop.
 
-An MLP makes class scores from a node's own features; the graph then smooths the scores, which adds no parameters, and a
-gate shared by all nodes and hops says how much of each hop is kept. Features and propagation are thus not entangled, so the
-number of hops can grow without the network growing. What repeated smoothing tends to is known exactly, and can be measured
-on a graph alone: see :func:`over_smoothing`.
+An MLP maps features to class scores ``Z``; then ``O_i = sum_k sigmoid(w . P_ik + b) P_ik`` with ``P_k = S^k Z`` and
+``S = D~^-1/2 (A + I) D~^-1/2``. Transformation and propagation are apart, so the receptive field grows without parameters,
+and the gate, which is no softmax, lets each node choose how far it looks.
 
-Source: "Towards Deeper Graph Neural Networks" (KDD 2020).
+Source: Liu, Gao, Ji, "Towards Deeper Graph Neural Networks" (KDD 2020, arXiv 2007.09296), equations 7 to 9. The bound of
+over-smoothing is its Theorem 1. Published figures are those of the official code, which propagates class scores (not
+hidden states), as here.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
-from scipy.sparse.csgraph import connected_components
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latticework.layers.propagation import SparseOperator, hop_stack, normalise
-from latticework.layers.sparse_features import FeatureLinear, SparseFeatures, feature_dropout
+from latticework.core.dataset import Dataset
+from latticework.core.errors import UserError
+from latticework.core.method import Predictor
+from latticework.core.probe import Probe
+from latticework.core.result import Findings
+from latticework.core.run import Run
+from latticework.core.svg import bars, lines
+from latticework.core.task import Part
+from latticework.core.training import Patience
+from latticework.core.value import setting
+from latticework.layers.propagation import SparseOperator, hop_stack
+from latticework.layers.sparse_features import FeatureLinear, feature_dropout
 
-Gate = Literal["sigmoid", "mean", "last"]
-Operator = SparseOperator | Tensor
+from .network import Features, NodeModel, NodeNetwork, features_of, operator_of
 
-# Below this many nodes a component's eigenvalues are computed densely, and S^k is formed whole.
-_DENSE = 600
+Array = NDArray[Any]
 
 
 class GatedPropagation(nn.Module):
-    """Smooths node scores over 0..K hops and sums the hops, each weighted by a gate of its own content.
+    """Mixes hops 0 .. K of smoothed states: ``O_i = sum_k s_ik P_ik``, ``P_k = S^k Z``.
 
-    ``P_0 = Z, P_k = S P_(k-1)``; ``O_i = sum_(k=0..K) s_ik P_ik``. The gate is ``s_ik = sigmoid(w . P_ik + b)``, one ``w``
-    [channels] and one ``b`` for all nodes and hops; its values lie in (0, 1) and need not sum to 1. ``gate="mean"`` takes
-    ``s = 1 / (K + 1)`` and ``gate="last"`` keeps ``P_K`` alone; neither has parameters.
+    ``gate="sigmoid"``: ``s_ik = sigmoid(w . P_ik + b)`` with w [C] and b shared by all nodes and hops (equation 8; not a
+    softmax, so gates need not sum to 1); ``"mean"``: ``s_ik = 1 / (K + 1)``; ``"last"``: the K-th hop alone. The two last
+    have no parameters and are the controls. The sum is accumulated while propagating: memory does not grow with K.
 
-    Shapes: ``forward(Z, S)``: ``Z`` floating [n, channels], ``S`` [n, n], an operator or a torch tensor (sparse or dense)
-    -> [n, channels] of the dtype of Z. The sum is taken while propagating, so without gradients only two hops are ever
-    held; with them autograd keeps the K + 1 hops.
-    Errors: ``ValueError`` for hops < 0, channels < 1, an unknown gate, shapes that don't fit.
-    Source: KDD 2020, adaptive adjustment; the sigmoid (not softmax) as in the published code.
+    Shapes: ``Z`` [n, C], ``S`` [n, n] (a `SparseOperator` or a torch tensor) -> [n, C]. ``ValueError`` for K < 0, an unknown
+    gate, or shapes that do not fit.
     """
 
-    def __init__(self, channels: int, hops: int = 10, gate: Gate = "sigmoid") -> None:
+    def __init__(self, channels: int, hops: int, gate: Literal["sigmoid", "mean", "last"] = "sigmoid") -> None:
         super().__init__()
-        if channels < 1:
-            raise ValueError(f"channels must be >= 1, is {channels}")
         if hops < 0:
             raise ValueError(f"hops must be >= 0, is {hops}")
         if gate not in ("sigmoid", "mean", "last"):
-            raise ValueError(f"gate must be 'sigmoid', 'mean' or 'last', not {gate!r}")
-        self.channels, self.hops, self.gate = channels, hops, gate
+            raise ValueError(f"gate must be sigmoid, mean or last, not {gate!r}")
+        self.hops, self.gate = hops, gate
         self.score = nn.Linear(channels, 1) if gate == "sigmoid" else None
 
-    def forward(self, Z: Tensor, S: Operator) -> Tensor:
-        stack = self._stack(Z, S)
-        if self.score is None:
-            if self.gate == "last":
-                for last in stack:
-                    Z = last
-                return Z
-            return sum(stack, torch.zeros_like(Z)) / (self.hops + 1)
+    def forward(self, Z: Tensor, S: SparseOperator | Tensor) -> Tensor:
         out: Tensor | None = None
-        for P in stack:
-            weight = torch.sigmoid(self.score(P))  # [n, 1]: broadcasts also where n = 1 or C = 1
-            out = weight * P if out is None else torch.addcmul(out, weight, P)
-        assert out is not None
-        return out
+        P = Z
+        for P in hop_stack(S, Z, self.hops):
+            if self.score is not None:
+                term = torch.sigmoid(self.score(P)) * P
+                out = term if out is None else out + term
+            elif self.gate == "mean":
+                out = P if out is None else out + P
+        if out is None:
+            return P
+        return out / (self.hops + 1) if self.gate == "mean" else out
 
-    def gates(self, Z: Tensor, S: Operator) -> Tensor:
-        """``s`` [n, K + 1]: how much of each hop a node keeps."""
-        if self.score is not None:
-            return torch.cat([torch.sigmoid(self.score(P)) for P in self._stack(Z, S)], dim=1)
-        self._stack(Z, S)
-        weights = Z.new_zeros(Z.shape[0], self.hops + 1)
-        if self.gate == "mean":
-            return weights + 1.0 / (self.hops + 1)
-        weights[:, -1] = 1.0
-        return weights
-
-    def _stack(self, Z: Tensor, S: Operator) -> Iterator[Tensor]:
-        if Z.ndim != 2 or Z.shape[1] != self.channels:
-            raise ValueError(f"Z must be [n, {self.channels}], is {list(Z.shape)}")
-        return hop_stack(S, Z, self.hops)
-
-    def extra_repr(self) -> str:
-        return f"channels={self.channels}, hops={self.hops}, gate={self.gate!r}"
+    def gates(self, Z: Tensor, S: SparseOperator | Tensor) -> Tensor:
+        """``s`` [n, K + 1]."""
+        if self.score is None:
+            weights = torch.zeros(self.hops + 1, dtype=Z.dtype, device=Z.device)
+            weights[-1] = 1
+            weights = torch.full_like(weights, 1 / (self.hops + 1)) if self.gate == "mean" else weights
+            return weights.expand(Z.shape[0], -1)
+        return torch.cat([torch.sigmoid(self.score(P)) for P in hop_stack(S, Z, self.hops)], dim=1)
 
 
 class DAGNN(nn.Module):
-    """MLP to class scores, then gated propagation of the scores.
+    """Deep adaptive graph neural network: dropout, linear, ReLU, dropout, linear, then `GatedPropagation`.
 
-    ``H = ReLU(dropout(x) W1 + b1)``, ``Z = dropout(H) W2 + b2``, logits :class:`GatedPropagation` of Z along S.
-    Parameters: ``F h + h + h C + C`` and, for the sigmoid gate, ``C + 1``; the number of hops adds none. With
-    ``batch_norm`` (the ogbn-arxiv variant) a BatchNorm stands after W1 and the input gets no dropout.
+    Parameters: ``F h + h + h C + C`` and ``C + 1`` of the gate, whatever the number of hops. `batch_norm` puts a
+    BatchNorm after the first map and leaves out the dropout of the input (the official variant for ogbn-arxiv).
 
-    Shapes: ``forward(x, S)``: ``x`` floating [n, features] or ``SparseFeatures``, ``S`` [n, n], an operator or a torch
-    tensor -> logits [n, classes]. S is the symmetric normalisation with self-loops in the paper, but any operator will do.
-    The linear maps have torch's own initialisation. Training and evaluation differ by dropout (and BatchNorm) only.
-    Errors: ``ValueError`` for sizes < 1, fewer than two classes, hops < 0, a dropout outside [0, 1), an unknown gate; in
-    ``forward`` for another number of features or nodes, and for NaN in x (the first row is named).
-    Source: KDD 2020, equations of DAGNN; sizes and dropout places as in the published code.
+    Shapes: ``x`` [n, F] (a tensor, or `SparseFeatures`), ``S`` [n, n] symmetric normalised -> logits [n, C].
+    ``ValueError`` for K < 0, x with another number of rows than S, NaN in x (with the first such row).
     """
 
     def __init__(
@@ -115,248 +99,187 @@ class DAGNN(nn.Module):
         hidden: int = 64,
         hops: int = 10,
         dropout: float = 0.8,
-        gate: Gate = "sigmoid",
+        gate: Literal["sigmoid", "mean", "last"] = "sigmoid",
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        if features < 1 or hidden < 1:
-            raise ValueError(f"features and hidden must be >= 1, are {features} and {hidden}")
-        if classes < 2:
-            raise ValueError(f"classes must be >= 2, is {classes}: there is nothing to tell apart")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), is {dropout}")
-        self.features, self.dropout = features, dropout
-        self.first = FeatureLinear(features, hidden)
-        self.norm: nn.Module | None = nn.BatchNorm1d(hidden) if batch_norm else None
-        self.head = nn.Linear(hidden, classes)
-        self.propagate = GatedPropagation(classes, hops, gate)
+        self.first, self.second = FeatureLinear(features, hidden), nn.Linear(hidden, classes)
+        self.norm = nn.BatchNorm1d(hidden) if batch_norm else None
+        self.propagation = GatedPropagation(classes, hops, gate)
+        self.dropout = dropout
 
-    def forward(self, x: Tensor | SparseFeatures, S: Operator) -> Tensor:
-        return self.propagate(self.scores(x, S), S)
+    def scores(self, x: Features) -> Tensor:
+        """``Z = MLP(x)`` [n, C], without the graph."""
+        if isinstance(x, Tensor) and bool(torch.isnan(x).any()):
+            row = int(torch.isnan(x).any(1).nonzero()[0])
+            raise ValueError(f"x holds NaN, first in row {row}")
+        h = self.first(x if self.norm is not None else feature_dropout(x, self.dropout, self.training))
+        h = F.relu(h if self.norm is None else self.norm(h))
+        return self.second(F.dropout(h, self.dropout, self.training))
 
-    def encode(self, x: Tensor | SparseFeatures) -> Tensor:
-        """H [n, hidden], which ``head`` turns into class scores; the graph isn't read."""
-        if x.shape[-1] != self.features:
-            raise ValueError(f"x has {x.shape[-1]} features, the model {self.features}")
-        h: Any = x if self.norm is not None else feature_dropout(x, self.dropout, self.training)
-        h = self.first(h)
-        return F.relu(h if self.norm is None else self.norm(h))
+    def forward(self, x: Features, S: SparseOperator | Tensor) -> Tensor:
+        if x.shape[0] != S.shape[0]:
+            raise ValueError(f"x has {x.shape[0]} rows, the graph {S.shape[0]} nodes")
+        return self.propagation(self.scores(x), S)
 
-    def scores(self, x: Tensor | SparseFeatures, S: Operator) -> Tensor:
-        """Z [n, classes], the scores before any smoothing."""
-        if x.shape[0] != S.shape[0] or S.shape[0] != S.shape[1]:
-            raise ValueError(f"x has {x.shape[0]} rows, the operator is {tuple(S.shape)}")
-        Z = self.head(F.dropout(self.encode(x), self.dropout, self.training))
-        # NaN passes through every map above, so the small Z tells whether the large x need be searched.
-        if not bool(torch.isfinite(Z.detach()).all()):
-            _refuse_nan(x)
-        return Z
-
-    def gates(self, x: Tensor | SparseFeatures, S: Operator) -> Tensor:
-        """[n, K + 1]: how much of each hop a node keeps; call it in evaluation mode, or dropout stirs it."""
-        return self.propagate.gates(self.scores(x, S), S)
+    @torch.no_grad()
+    def gates(self, x: Features, S: SparseOperator | Tensor) -> Tensor:
+        """The gate of each node and hop, [n, K + 1]."""
+        return self.propagation.gates(self.scores(x), S)
 
 
-def _refuse_nan(x: Tensor | SparseFeatures) -> None:
-    if isinstance(x, SparseFeatures):
-        csr = x.scipy()
-        row = np.repeat(np.arange(x.shape[0]), np.diff(csr.indptr))
-        bad = row[~np.isfinite(csr.data)]
-    else:
-        bad = torch.nonzero(~torch.isfinite(x.detach()).all(dim=1)).flatten().cpu().numpy()
-    if len(bad):
-        raise ValueError(f"x holds NaN or infinite values, first in row {int(bad[0])}")
+class DAGNNModel(NodeModel):
+    """A trained DAGNN, which can say how far it looks."""
+
+    def explain(self, part: Part) -> Findings:
+        """The mean gate per hop: which radius the model really uses."""
+        net = self.net
+        assert isinstance(net, DAGNN)
+        gates = net.gates(*self.method.inputs(part, "cpu"))
+        mean, low, high = gates.mean(0), gates.quantile(0.1, 0), gates.quantile(0.9, 0)
+        rows = [
+            {"hop": k, "mean gate": float(mean[k]), "10 % of nodes below": float(low[k]), "90 % below": float(high[k])}
+            for k in range(gates.shape[1])
+        ]
+        figure = bars([str(k) for k in range(len(rows))], [r["mean gate"] for r in rows], "mean gate per hop", "hop")
+        return Findings({}, {"gate per hop": rows}, {"mean gate per hop": figure})
 
 
-def row_normalise(x: Tensor) -> Tensor:
-    """Each row of ``x`` [n, F] divided by its sum; a row whose sum is 0, as one of zeros, stays as it is.
+class DAGNNMethod(NodeNetwork):
+    """Class scores smoothed over 0 .. hops neighbourhoods, mixed by a gate for each node and hop.
 
-    Errors: ``ValueError`` for another number of dimensions or for integers. Source: published code.
-    """
-    if x.ndim != 2 or not x.is_floating_point():
-        raise ValueError(f"x must be floating [n, F], is {x.dtype} {list(x.shape)}")
-    sums = x.sum(dim=1, keepdim=True)
-    return x / torch.where(sums == 0, torch.ones_like(sums), sums)
-
-
-# -- what repeated smoothing tends to --------------------------------------------------------------------------------
-
-
-class OverSmoothing(NamedTuple):
-    """What :func:`over_smoothing` found.
-
-    ``lambda2`` the largest modulus among eigenvalues that are not a component's leading 1; ``component`` int64 [n], the
-    number of each node's component; ``component_lambda2`` float64 [components]; ``distance`` float64 [hops + 1],
-    ``max_ij |S^k - S^inf|_ij`` over the columns looked at; ``bound`` float64 [hops + 1], ``lambda2^k``, which is the exact
-    distance in the spectral norm and bounds every entry; ``columns`` how many columns were looked at: all n, or a random
-    sample, whose distance is then a lower bound of the full one; ``exact`` says which; ``converged`` False where the
-    iteration for an eigenvalue ended early: lambda2 is then a lower bound.
+    Adam for at most `epochs` full batches; the weights of the lowest validation loss are kept. After half of the epochs
+    the fit stops when a validation loss exceeds the mean of the `patience` before it (the official rule). Directed graphs
+    are symmetrised. Weight decay is on all parameters, the gate's too: tune it for each gate by itself, since the ungated
+    forms have far smaller logits and collapse under DAGNN's own.
     """
 
-    lambda2: float
-    component: NDArray[np.int64]
-    component_lambda2: NDArray[np.float64]
-    distance: NDArray[np.float64]
-    bound: NDArray[np.float64]
-    columns: int
+    name: ClassVar[str] = "dagnn"
+    gives: ClassVar[tuple[type[Any], ...]] = (Predictor,)
+    model: ClassVar[type[NodeModel]] = DAGNNModel
+
+    hops: int = setting(10, "K, the largest neighbourhood", ge=0, le=1000, search=[5, 10, 20])
+    gate: Literal["sigmoid", "mean", "last"] = setting("sigmoid", "how hops are mixed; mean and last are controls")
+    dropout: float = setting(0.8, "dropout on features and hidden layer", ge=0, lt=1, search=(0.0, 0.8))
+    weight_decay: float = setting(5e-3, "on all parameters, the gate's too", ge=0, le=1, search=(1e-5, 5e-2, "log"))
+    epochs: int = setting(1000, "at most", ge=1, le=100_000)
+    patience: int = setting(100, "window of validation losses whose mean stops the fit", ge=1)
+    batch_norm: bool = setting(False, "BatchNorm after the first map and no dropout of the input (ogbn-arxiv)")
+
+    def module(self, features: int, classes: int, schema: Mapping[str, Any]) -> nn.Module:
+        return DAGNN(features, classes, self.hidden, self.hops, self.dropout, self.gate, self.batch_norm)
+
+    def inputs(self, part: Part, device: str) -> tuple[Any, ...]:
+        S = operator_of(part)
+        return features_of(part, device, self.row_normalise), S if device == "cpu" else S.to_torch(device)
+
+    def patience_of(self) -> Patience:
+        return Patience(mean_of=self.patience, after=0.5)
+
+
+# -- over-smoothing ------------------------------------------------------------------------------------------------------
+class Smoothing(NamedTuple):
+    """What `over_smoothing` found: `rate` |lambda_2| per component, `distance` [K + 1] over the hops, `exact` or sampled."""
+
+    rate: Array
+    sizes: Array
+    distance: Array
     exact: bool
-    converged: bool
 
 
-def with_loops(A: Any) -> sp.csr_array:
-    """``A~``: a loop of weight 1 added to every node that stores none; sparse [n, n] -> CSR float64.
+def smoothing_limit(A: sp.sparray) -> tuple[Array, Array]:
+    """``lim S^k`` of ``S = D~^-1/2 (A + I) D~^-1/2`` in factors: the limit's entry ij is ``f_i f_j`` in one component, else 0.
 
-    Errors: ``ValueError`` for a matrix that isn't square or has negative or NaN weights.
+    ``f_i = sqrt(d~_i / sum of d~ in the component)``. A [n, n] symmetric, non-negative -> f float64 [n], component int [n].
     """
-    matrix = sp.csr_array(A.to_scipy() if isinstance(A, SparseOperator) else A, dtype=np.float64)
-    if matrix.shape[0] != matrix.shape[1]:
-        raise ValueError(f"the adjacency must be square, is {matrix.shape}")
-    if matrix.nnz and not (np.isfinite(matrix.data).all() and matrix.data.min() >= 0):
-        raise ValueError("the adjacency must have finite weights >= 0")
-    coo = matrix.tocoo()
-    missing = np.ones(matrix.shape[0])
-    missing[coo.row[coo.row == coo.col]] = 0.0
-    return sp.csr_array(matrix + sp.diags_array(missing))
+    degree = np.asarray(A.sum(axis=1)).ravel() + (np.asarray(A.diagonal()) == 0)
+    component = sp.csgraph.connected_components(A, directed=False)[1]
+    total = np.bincount(component, degree)
+    return np.sqrt(degree / total[component]), component
 
 
-def smoothing_limit(A: Any, walk: bool = False) -> NDArray[np.float64]:
-    """The limit of ``S^k``, dense [n, n], for the adjacency ``A`` (as it is: loops are the caller's, see with_loops).
+def over_smoothing(A: sp.sparray, hops: int = 200, columns: int = 64, rng: np.random.Generator | None = None) -> Smoothing:
+    """How fast repeated smoothing forgets: ``max |S^k - limit| <= |lambda_2|^k``, per component (Theorem 1).
 
-    Inside a connected component ``sqrt(d_i d_j) / sum d``, and 0 between components; with ``walk`` the limit of
-    ``(D^-1 A)^k``, ``d_j / sum d``. It is reached where no component is bipartite, which loops assure. A node with d = 0
-    has zeros.
-
-    Errors: ``ValueError`` for a matrix that isn't square and symmetric or has negative or NaN weights.
-    Source: KDD 2020, theorems on the limits of the two propagations.
+    A [n, n] symmetric, non-negative. The distance is exact to n = 1,500 and the largest over `columns` random columns above
+    (`rng` needed). ``ValueError`` for hops < 0 or a matrix that is not symmetric.
     """
-    matrix = _undirected(A)
-    degrees, component, totals = _degrees(matrix)
-    share = np.divide(degrees, totals[component], out=np.zeros_like(degrees), where=totals[component] > 0)
-    same = component[:, None] == component[None, :]
-    if walk:
-        # A node without edges can't be left or entered.
-        return np.where(same & (degrees > 0)[:, None], share[None, :], 0.0)
-    root = np.sqrt(share)
-    return np.where(same, root[:, None] * root[None, :], 0.0)
+    from latticework.layers.propagation import normalise
 
-
-def over_smoothing(
-    A: Any, hops: int = 200, *, self_loops: bool = True, columns: int = 32, seed: int = 0, dense: int = _DENSE
-) -> OverSmoothing:
-    """How fast the smoothing ``S = D~^-1/2 A~ D~^-1/2`` of a graph forgets where a score came from.
-
-    Per connected component, S has the eigenvalue 1 once (eigenvector sqrt(d)); the others bound the distance to the limit:
-    ``max |S^k - S^inf| <= |lambda_2|^k``. Components of up to ``dense`` nodes get all eigenvalues, larger ones the second
-    by Lanczos iteration on the operator without its leading part. The distance is over all entries where the graph has at
-    most ``dense`` nodes; otherwise over ``columns`` columns drawn by ``seed`` from the largest component.
-
-    Shapes: ``A`` sparse [n, n] or SparseOperator, symmetric, weights >= 0; missing loops of weight 1 are added
-    (``self_loops``). Time O(columns hops nnz) and the eigenvalues; memory O(n columns).
-    Errors: ``ValueError`` for hops < 0, columns < 1, no nodes, a matrix that isn't square and symmetric or has negative
-    or NaN weights.
-    Source: KDD 2020, analysis of deep propagation.
-    """
-    if hops < 0 or columns < 1:
-        raise ValueError(f"hops must be >= 0 and columns >= 1, are {hops} and {columns}")
-    matrix = _undirected(with_loops(A) if self_loops else A)
-    n = matrix.shape[0]
-    if n == 0:
-        raise ValueError("the graph has no nodes")
-    S = normalise(matrix)
-    degrees, component, totals = _degrees(matrix)
-    root = np.sqrt(np.divide(degrees, totals[component], out=np.zeros_like(degrees), where=totals[component] > 0))
-    rng = np.random.default_rng(seed)
-    seconds, converged = _second_eigenvalues(S, root, component, dense, rng)
-
+    A = sp.csr_array(A, dtype=np.float64)
+    if hops < 0:
+        raise ValueError(f"hops must be >= 0, is {hops}")
+    if abs(A - A.T).max() > 1e-12:
+        raise ValueError("the adjacency must be symmetric; take max(A, A^T)")
+    factor, component = smoothing_limit(A)
+    S = normalise(A + sp.diags_array((A.diagonal() == 0).astype(np.float64)), "symmetric")
     sizes = np.bincount(component)
-    if n <= dense:
+    rates = np.array([_second(S[np.ix_(own, own)]) for own in (np.flatnonzero(component == c) for c in range(len(sizes)))])
+    n = A.shape[0]
+    exact = n <= 1500
+    if exact:
         chosen = np.arange(n)
     else:
-        members = np.flatnonzero(component == int(np.argmax(sizes)))
-        chosen = np.sort(rng.choice(members, size=min(columns, len(members)), replace=False))
+        if rng is None:
+            raise ValueError("a graph of more than 1,500 nodes is sampled: give a generator")
+        chosen = np.sort(rng.choice(n, min(columns, n), replace=False))
+    limit = np.where(component[:, None] == component[chosen][None], factor[:, None] * factor[chosen][None], 0.0)
     state = np.zeros((n, len(chosen)))
     state[chosen, np.arange(len(chosen))] = 1.0
-    limit = np.where(component[:, None] == component[chosen][None, :], root[:, None] * root[chosen][None, :], 0.0)
-    operator = SparseOperator.from_scipy(S)
-    distance = np.empty(hops + 1)
-    for k in range(hops + 1):
-        if k:
-            state = operator.multiply(state)
-        distance[k] = np.abs(state - limit).max()
-    top = float(seconds.max())
-    return OverSmoothing(
-        lambda2=top,
-        component=component,
-        component_lambda2=seconds,
-        distance=distance,
-        bound=top ** np.arange(hops + 1, dtype=np.float64),
-        columns=len(chosen),
-        exact=len(chosen) == n,
-        converged=converged,
-    )
+    distance = [np.abs(state - limit).max()]
+    for _ in range(hops):
+        state = S @ state
+        distance.append(np.abs(state - limit).max())
+    return Smoothing(rates, sizes, np.array(distance), exact)
 
 
-def _undirected(A: Any) -> sp.csr_array:
-    matrix = sp.csr_array(A.to_scipy() if isinstance(A, SparseOperator) else A, dtype=np.float64)
-    if matrix.shape[0] != matrix.shape[1]:
-        raise ValueError(f"the adjacency must be square, is {matrix.shape}")
-    if matrix.nnz and not (np.isfinite(matrix.data).all() and matrix.data.min() >= 0):
-        raise ValueError("the adjacency must have finite weights >= 0")
-    if matrix.nnz and abs(matrix - matrix.T).max() > 1e-12 * matrix.data.max():
-        raise ValueError("the adjacency must be symmetric: symmetrise a directed graph first")
-    return matrix
+def _second(S: sp.sparray) -> float:
+    """The second largest modulus among the eigenvalues of a component's symmetric S."""
+    n = S.shape[0]
+    if n == 1:
+        return 0.0
+    if n <= 500:
+        moduli = np.abs(np.linalg.eigvalsh(S.toarray()))
+    else:
+        start = np.random.default_rng(0).random(n)  # ARPACK's own start is not repeatable
+        moduli = np.abs(sp.linalg.eigsh(S, k=3, which="LM", v0=start, return_eigenvectors=False))
+    return float(np.sort(moduli)[-2])
 
 
-def _degrees(matrix: sp.csr_array) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
-    degrees = np.asarray(matrix.sum(axis=1)).ravel()
-    positive = sp.csr_array(matrix)
-    if positive.nnz and (positive.data == 0).any():
-        positive = positive.copy()
-        positive.eliminate_zeros()  # an edge of weight 0 joins nothing
-    component = connected_components(positive, directed=False)[1].astype(np.int64)
-    return degrees, component, np.bincount(component, weights=degrees)
+class OverSmoothing(Probe):
+    """How fast the graph's smoothing forgets where it started: |lambda_2| and the distance to the limit per hop.
 
+    A small |lambda_2| means that a few hops blur everything, so a large `hops` needs a gate; near 1 it takes long.
+    """
 
-def _second_eigenvalues(
-    S: sp.csr_array, root: NDArray[np.float64], component: NDArray[np.int64], dense: int, rng: np.random.Generator
-) -> tuple[NDArray[np.float64], bool]:
-    """The largest modulus per component once the leading eigenvector ``root`` is taken out; whether all converged."""
-    order = np.argsort(component, kind="stable")
-    ends = np.cumsum(np.bincount(component))
-    seconds, converged = np.zeros(len(ends)), True
-    for c, end in enumerate(ends):
-        nodes = order[(ends[c - 1] if c else 0) : end]
-        if len(nodes) == 1:
-            continue
-        part, lead = S[nodes][:, nodes], root[nodes]
-        if len(nodes) <= max(dense, 3):
-            left = np.linalg.eigvalsh(part.toarray() - lead[:, None] * lead[None, :])
-            seconds[c] = np.abs(left).max()
-            continue
+    name: ClassVar[str] = "over-smoothing"
+    kinds: ClassVar[tuple[str, ...]] = ("graph",)
+    hops: int = setting(200, "how far", ge=1, le=10_000)
+    columns: int = setting(64, "columns sampled on graphs of more than 1,500 nodes", ge=1, le=10_000)
 
-        def deflated(v: NDArray[np.float64], part: Any = part, lead: Any = lead) -> NDArray[np.float64]:
-            v = v.ravel()
-            return part @ v - lead * (lead @ v)
+    def measure(self, data: Dataset | None, run: Run) -> Findings:
+        from latticework.layers.propagation import adjacency
 
-        size = len(nodes)
-        linear = LinearOperator((size, size), matvec=deflated, dtype=np.float64)
-        try:
-            found = eigsh(linear, k=1, which="LM", ncv=min(size, 64), v0=rng.standard_normal(size), return_eigenvectors=False)
-        except ArpackNoConvergence:
-            converged = False
-            seconds[c] = _power(deflated, rng.standard_normal(size))
-        else:
-            seconds[c] = abs(float(found[0]))
-    return np.minimum(seconds, 1.0), converged
-
-
-def _power(apply: Any, v: NDArray[np.float64], steps: int = 200) -> float:
-    """A lower bound of the largest modulus: ``|M v| / |v|`` after power steps."""
-    value = 0.0
-    for _ in range(steps):
-        v = v / math.sqrt(float(v @ v))
-        v = apply(v)
-        value = math.sqrt(float(v @ v))
-        if value == 0:
-            break
-    return value
+        if data is None:
+            raise UserError("over-smoothing needs a graph")
+        graph = data.read()
+        A = adjacency(graph.edge_index, graph.nodes, graph.weight, undirected=True)
+        found = over_smoothing(A, self.hops, self.columns, run.rng("columns"))
+        large = int(found.sizes.argmax())
+        distance = found.distance
+        half = np.flatnonzero(distance <= distance[0] / 2)
+        shown = sorted({0, 1, 2, 3, 5, 10, 20, 50, 100, 200, self.hops} & set(range(self.hops + 1)))
+        scalars = {
+            "|lambda_2| of the largest component": float(found.rate[large]),
+            "largest |lambda_2| of any component": float(found.rate.max()),
+            "components": len(found.sizes),
+            "nodes of the largest component": int(found.sizes[large]),
+            "hops to half the distance": int(half[0]) if len(half) else None,
+            "distance": "exact" if found.exact else f"largest over {min(self.columns, graph.nodes)} sampled columns",
+        }
+        rows = [{"hop": k, "distance to the limit": float(distance[k]), "bound": float(found.rate.max() ** k)} for k in shown]
+        figure = lines(
+            {"distance": list(enumerate(distance.tolist())), "bound": [(k, float(found.rate.max() ** k)) for k in range(len(distance))]},
+            "distance to the limit", "hop",
+        )  # fmt: skip
+        return Findings(scalars, {"distance per hop": rows}, {"distance to the limit": figure})

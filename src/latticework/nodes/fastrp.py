@@ -22,7 +22,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from latticework.layers.propagation import SparseOperator, balanced_chunks, run_parallel
+from latticework.layers.propagation import SparseOperator, run_parallel
 
 Array = NDArray[Any]
 Projection = Literal["sparse", "gaussian"]
@@ -232,8 +232,8 @@ def transition(A: Any, beta: float = -0.64, dtype: Any = np.float32) -> tuple[Sp
         warnings.warn(f"beta = {beta} lies outside [-1, 1]: hubs then outweigh everything else", stacklevel=2)
     wanted = _floating(dtype)
     matrix = _checked(A)
-    rows = np.asarray(matrix.sum(axis=1), dtype=np.float64).ravel()
-    into = np.asarray(matrix.sum(axis=0), dtype=np.float64).ravel()
+    rows = np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()
+    into = np.asarray(matrix.sum(axis=0, dtype=np.float64)).ravel()
     total = float(rows.sum())
     scale = np.zeros_like(into)
     scale[into > 0] = (into[into > 0] / total) ** beta
