@@ -15,7 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from .board import (
-    Board, CaseBoard, Overall, Row, amount, chance_of, decimals, marks, number, place, reading, reading_ranks, seconds, written,
+    Board,
+    CaseBoard,
+    Overall,
+    Row,
+    amount,
+    chance_of,
+    decimals,
+    marks,
+    number,
+    place,
+    reading,
+    reading_ranks,
+    seconds,
+    written,
 )  # fmt: skip
 
 CLIP = 3.0  # an axis leaves out a trivial baseline that would make it this many times as long

@@ -183,12 +183,15 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
 
 def _power(difference: float, sd: float, n: int, ratio: float | None, alpha: float) -> float:
     """Of the two-sided t test on n differences, the correction of the variance put in as a smaller sample."""
+    from scipy import stats
     from statsmodels.stats.power import TTestPower
 
     effective = 1.0 / (1.0 / n + (ratio or 0.0))
-    if difference / sd * math.sqrt(effective) > 35.0 and n > 2:
-        return 1.0  # scipy's noncentral t loses its digits out here, where the power has been one for long
+    if difference / sd * math.sqrt(effective) > 35.0 + 5 * float(stats.t.isf(alpha / 2, n - 1)):
+        return 1.0  # scipy's noncentral t loses its digits further out, where the power has been one for long
     found = float(TTestPower().power(difference / sd, effective, alpha, df=n - 1))
+    if math.isnan(found):  # scipy's far tail (significant the wrong way) can be NaN where it is below 1e-8
+        found = float(TTestPower().power(difference / sd, effective, alpha / 2, df=n - 1, alternative="larger"))
     return 1.0 if math.isnan(found) else found
 
 

@@ -197,6 +197,11 @@ class SparseOperator:
     @property
     def T(self) -> SparseOperator:
         """The transpose, kept; the operator itself where it equals its transpose."""
+        if self._symmetric:
+            return self
+        origin = None if self._transpose_of is None else self._transpose_of()
+        if origin is not None:
+            return origin
         if self._transpose is None:
             turned = sp.csr_array(self.to_scipy().T)
             turned.sort_indices()
@@ -208,7 +213,8 @@ class SparseOperator:
             )
             if same:
                 # No reference to itself: a cycle would keep large arrays until the collector runs.
-                return self._mark_symmetric()
+                self._symmetric = True
+                return self
             other = SparseOperator.from_scipy(turned)
             other._transpose_of = weakref.ref(self)
             self._transpose = other
@@ -216,19 +222,6 @@ class SparseOperator:
 
     _symmetric: bool = False
     _transpose_of: weakref.ref[SparseOperator] | None = None
-
-    def _mark_symmetric(self) -> SparseOperator:
-        self._symmetric = True
-        return self
-
-    def _transposed(self) -> SparseOperator:
-        if self._symmetric:
-            return self
-        if self._transpose is None and self._transpose_of is not None:
-            origin = self._transpose_of()
-            if origin is not None:
-                return origin
-        return self.T
 
     def astype(self, dtype: torch.dtype) -> SparseOperator:
         """The same operator with float32 or float64 values; kept, so asking again is free."""
@@ -241,8 +234,10 @@ class SparseOperator:
         return self._casts[wanted]
 
     def to_scipy(self) -> sp.csr_array:
-        """The CSR array; it shares memory with the operator."""
-        return sp.csr_array((self.values, self.indices, self.indptr), shape=self.shape)
+        """The CSR array; it shares values and columns with the operator."""
+        # With wider row pointers scipy would copy the columns to their width.
+        indptr = self.indptr.astype(np.int32) if self.nnz < 2**31 else self.indptr
+        return sp.csr_array((self.values, self.indices, indptr), shape=self.shape)
 
     def to_torch(self, device: torch.device | str = "cpu") -> Tensor:
         """A torch sparse CSR tensor on ``device``; kept per device."""
@@ -334,7 +329,7 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None]:
         if not ctx.needs_input_grad[0]:
             return None, None
-        return _apply(gradients[0], ctx.operator._transposed()), None
+        return _apply(gradients[0], ctx.operator.T), None
 
 
 def _apply(X: Tensor, operator: SparseOperator) -> Tensor:

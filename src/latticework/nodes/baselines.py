@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latticework.core.errors import UserError
-from latticework.core.method import Encoder, Method, Model, Predictor
+from latticework.core.method import Method, Model, Predictor
 from latticework.core.run import Run
 from latticework.core.task import Part, Task
 from latticework.core.value import setting
 from latticework.layers.propagation import SparseOperator, adjacency
 from latticework.layers.sparse_features import FeatureLinear, SparseFeatures, feature_dropout
 
-from .embedding import EmbeddingModel
+from .embedding import EmbeddingMethod, EmbeddingModel
 from .network import Features, NodeNetwork, features_of, operator_of
 
 
@@ -419,13 +419,10 @@ class APPNPMethod(NodeNetwork):
 
 
 # -- embeddings ------------------------------------------------------------------------------------------------------
-class SVD(Method):
+class SVD(EmbeddingMethod):
     """Truncated SVD of the adjacency matrix: ``A ~ U s V^T``, a node's vector is its row of ``U s`` (scikit-learn)."""
 
     name: ClassVar[str] = "svd"
-    tasks: ClassVar[tuple[str, ...]] = ("node-classification",)
-    gives: ClassVar[tuple[type[Any], ...]] = (Encoder,)
-    model: ClassVar[type[EmbeddingModel]] = EmbeddingModel
     dim: int = setting(128, "length of a node's vector", ge=1, le=4096)
 
     def fit(self, train: Part, valid: Part | None, run: Run) -> EmbeddingModel:
@@ -446,16 +443,13 @@ def undirected_matrix(part: Part) -> sp.csr_array:
     return adjacency(data.edge_index, int(data.num_nodes), data.edge_weight, undirected=True)
 
 
-class DeepWalk(Method):
+class DeepWalk(EmbeddingMethod):
     """Uniform random walks read as sentences by skip-gram (gensim's Word2Vec). Source: Perozzi et al., KDD 2014.
 
     The settings are the published ones but for `dim`; `epochs` is gensim's passes over the walks.
     """
 
     name: ClassVar[str] = "deepwalk"
-    tasks: ClassVar[tuple[str, ...]] = ("node-classification",)
-    gives: ClassVar[tuple[type[Any], ...]] = (Encoder,)
-    model: ClassVar[type[EmbeddingModel]] = EmbeddingModel
     dim: int = setting(128, "length of a node's vector", ge=1, le=4096)
     walks: int = setting(10, "walks that start at each node", ge=1, le=1000)
     length: int = setting(80, "nodes of a walk", ge=2, le=10_000)

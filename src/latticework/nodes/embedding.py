@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from latticework.core.errors import UserError
-from latticework.core.method import Method, Model, Predictor
+from latticework.core.method import Encoder, Method, Model, Predictor
 from latticework.core.run import Run
 from latticework.core.task import Part, Task
 from latticework.core.value import setting
@@ -39,6 +39,14 @@ class EmbeddingModel(Model):
         return cls(method, schema, state["vectors"])
 
 
+class EmbeddingMethod(Method):
+    """A method whose model is the vectors of one graph's nodes."""
+
+    tasks: ClassVar[tuple[str, ...]] = ("node-classification",)
+    gives: ClassVar[tuple[type[Any], ...]] = (Encoder,)
+    model: ClassVar[type[EmbeddingModel]] = EmbeddingModel
+
+
 class ReadoutModel(Model):
     """An encoder's model and a classifier of its vectors."""
 
@@ -59,7 +67,7 @@ class ReadoutModel(Model):
     @classmethod
     def restore(cls, method: Any, schema: Mapping[str, Any], state: Mapping[str, Any]) -> Self:
         inner = {name.removeprefix("encoder."): value for name, value in state.items() if name.startswith("encoder.")}
-        encoder = type(method.encoder).model.restore(method.encoder, schema, inner)
+        encoder = type(method.encoder).model.restore(method.encoder, schema["encoder"], inner)
         return cls(method, schema, encoder, state["readout"])
 
     def parameters(self) -> int:
@@ -94,13 +102,14 @@ class LogisticReadout(Method):
         encoder = run.model(self.encoder, train, valid)
         vectors = np.asarray(encoder.embed(train))
         x = vectors[train.query.rows]
+        schema = {**train.schema, "encoder": dict(encoder.schema)}
         if not self.choose_c:
-            return ReadoutModel(self, dict(train.schema), encoder, fit_logistic(x, train.truth.y, self.c))
+            return ReadoutModel(self, schema, encoder, fit_logistic(x, train.truth.y, self.c))
         if valid is None:
             raise UserError("logistic-readout.choose_c needs a validation part, and this split has none")
         best: tuple[float, ReadoutModel] | None = None
         for step, c in enumerate((0.01, 0.1, 1.0, 10.0)):
-            model = ReadoutModel(self.but(c=c), dict(train.schema), encoder, fit_logistic(x, train.truth.y, c))
+            model = ReadoutModel(self.but(c=c), schema, encoder, fit_logistic(x, train.truth.y, c))
             value = run.validate(model)
             run.log(step, valid=value)
             if best is None or value > best[0]:

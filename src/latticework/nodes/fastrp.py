@@ -13,16 +13,22 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self
 
 import numba
 import numpy as np
 import scipy.sparse as sp
+import torch
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from latticework.layers.propagation import SparseOperator, run_parallel
+from latticework.core.run import Run
+from latticework.core.task import Part
+from latticework.core.value import setting
+from latticework.layers.propagation import SparseOperator, adjacency, run_parallel
+
+from .embedding import EmbeddingMethod, EmbeddingModel
 
 Array = NDArray[Any]
 Projection = Literal["sparse", "gaussian"]
@@ -115,7 +121,9 @@ def _first_order(  # pragma: no cover - compiled
 
 # Reassociation lets the sum of squares run in vector lanes; a row is still summed by one thread in one fixed order.
 @numba.njit(cache=True, parallel=True, fastmath={"reassoc", "contract"})
-def _add_order(U: Array, weight: float, unit: bool, add: bool, out: Array) -> None:  # pragma: no cover - compiled
+def _add_order(  # pragma: no cover - compiled
+    U: Array, weight: float, unit: bool, add: bool, out: Array, place: int
+) -> None:
     width = U.shape[1]
     for i in numba.prange(U.shape[0]):
         scale = weight
@@ -127,10 +135,10 @@ def _add_order(U: Array, weight: float, unit: bool, add: bool, out: Array) -> No
         s = U.dtype.type(scale)
         if add:
             for f in range(width):
-                out[i, f] += s * U[i, f]
+                out[i, place + f] += s * U[i, f]
         else:
             for f in range(width):
-                out[i, f] = s * U[i, f]
+                out[i, place + f] = s * U[i, f]
 
 
 @numba.njit(cache=True, parallel=True)
@@ -173,7 +181,7 @@ def projection_matrix(
     """The random matrix R [n, dim], ``E[R R^T] = dim I``.
 
     ``sparse``: with ``s = 1 / density`` an entry is ``+sqrt(s)`` or ``-sqrt(s)`` with chance 1/(2s) each, else 0; density
-    1/3 is Achlioptas' law, 1 the signs alone, "auto" ``1/sqrt(n)``. -> scipy CSR, int32 indices. ``gaussian``: standard
+    1/3 is Achlioptas' law, 1 the signs alone, "auto" ``1/sqrt(n)``. -> scipy CSR (int32 indices below 2^31 entries). ``gaussian``: standard
     normal entries, by the inverse of the distribution function. -> dense. The factor ``1/sqrt(dim)`` that scikit-learn
     puts in is left out: it is common to all entries.
 
@@ -209,7 +217,8 @@ def projection_matrix(
     most = np.uint64(max(min(int(share * 2.0**64), 2**64) - 1, 0))
     counts = np.empty(n, dtype=np.int64)
     run_parallel(_count_entries, nodes, word, most, start, stop, counts)
-    indptr = np.concatenate([[0], np.cumsum(counts)])
+    # scipy wants both index arrays in one dtype
+    indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32 if counts.sum() < 2**31 else np.int64)
     indices, values = np.empty(indptr[-1], dtype=np.int32), np.empty(indptr[-1], dtype=wanted)
     run_parallel(_fill_entries, nodes, word, most, start, stop, indptr, indices, values, wanted.type(math.sqrt(1.0 / share)))
     return sp.csr_array((values, indices, indptr), shape=(n, stop - start))
@@ -238,9 +247,9 @@ def transition(A: Any, beta: float = -0.64, dtype: Any = np.float32) -> tuple[Sp
     scale = np.zeros_like(into)
     scale[into > 0] = (into[into > 0] / total) ** beta
     inverse = np.divide(1.0, rows, out=np.zeros_like(rows), where=rows > 0)
-    values = np.empty(matrix.nnz, dtype=wanted)
-    run_parallel(_scale_rows, matrix.indptr, matrix.data, inverse, values)
-    return SparseOperator.unchecked(matrix.indptr, matrix.indices, values, (len(rows), len(rows))), scale
+    P = SparseOperator.unchecked(matrix.indptr, matrix.indices, np.empty(matrix.nnz, dtype=wanted), (len(rows), len(rows)))
+    run_parallel(_scale_rows, P.indptr, matrix.data, inverse, P.values)
+    return P, scale
 
 
 def orders(P: SparseOperator, scale: Array, R: Any, count: int, *, overwrite: bool = False) -> Iterator[Array]:
@@ -258,21 +267,21 @@ def orders(P: SparseOperator, scale: Array, R: Any, count: int, *, overwrite: bo
         raise ValueError(f"P is {P.shape}, so R must be [{n}, dim] and scale [{n}]; are {list(R.shape)}, {list(np.shape(scale))}")
     if R.dtype != P.values.dtype:
         raise TypeError(f"R is {R.dtype}, P {P.values.dtype}")
-    factor = np.asarray(scale, dtype=P.values.dtype)
+    scale = np.asarray(scale, dtype=np.float64)
 
     def walk() -> Iterator[Array]:
         current = np.empty(R.shape, dtype=P.values.dtype)
         other: Array | None = None
         if sp.issparse(R):
             csr = sp.csr_array(R)
-            entries = np.empty_like(csr.data)
-            run_parallel(_scale_rows, csr.indptr, csr.data, factor, entries)
-            arrays = (P.indptr, P.indices, P.values, csr.indptr, csr.indices, entries)
+            starts, entries = csr.indptr.astype(np.int64), np.empty_like(csr.data)
+            run_parallel(_scale_rows, starts, csr.data, scale, entries)
+            arrays = (P.indptr, P.indices, P.values, starts, csr.indices.astype(np.int32, copy=False), entries)
             run_parallel(_first_order, *arrays, current, P.bounds)
-            del csr, entries, arrays
+            del csr, starts, entries, arrays
         else:
             other = R if overwrite and R.flags.c_contiguous else np.array(R, order="C")
-            other *= factor[:, None]
+            other *= scale[:, None].astype(other.dtype)
             P.multiply(other, out=current)
         yield current
         for _ in range(count - 1):
@@ -315,9 +324,9 @@ def merge_orders(
         n, dim = u.shape
         if out is None:
             out = np.empty((n, dim if merge == "sum" else kept * dim), dtype=u.dtype)
-        target = out if merge == "sum" else out[:, place * dim : (place + 1) * dim]
-        run_parallel(_add_order, u, float(weight), normalise, merge == "sum" and place > 0, target)
-        place += 1
+        add = merge == "sum" and place > 0
+        run_parallel(_add_order, np.ascontiguousarray(u), weight, normalise, add, out, 0 if merge == "sum" else place)
+        place += dim
     if seen < len(weights) or out is None:
         raise ValueError(f"{len(weights)} weights, but {seen} orders")
     if standardise:
@@ -395,10 +404,65 @@ def _checked(A: Any) -> sp.csr_array:
         raise ValueError("the graph has no nodes")
     if matrix.data.dtype.kind not in "fiub":
         raise ValueError(f"weights must be real numbers, not {matrix.data.dtype}")
-    if matrix.data.dtype.kind == "b":
-        matrix = matrix.astype(np.float32)
+    if matrix.data.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
+        matrix = matrix.astype(np.float64)
     if matrix.nnz and not (np.isfinite(matrix.data.min()) and matrix.data.min() >= 0 and np.isfinite(matrix.data.max())):
         at = int(np.flatnonzero(~(np.isfinite(matrix.data) & (matrix.data >= 0)))[0])
         row = int(np.searchsorted(matrix.indptr, at, side="right")) - 1
         raise ValueError(f"weights must be finite and >= 0; that of {row} -> {int(matrix.indices[at])} is {matrix.data[at]}")
     return matrix
+
+
+class FastRPModel(EmbeddingModel):
+    """The vectors; under other `weights` they are computed again from the fitted graph."""
+
+    def embed(self, part: Part) -> Any:
+        vectors = super().embed(part)
+        method = self.method
+        assert isinstance(method, FastRPMethod)
+        if list(method.weights) == self.schema["weights"]:
+            return vectors
+        return method.vectors(part, self.schema["seed"])
+
+    def at(self, **late: Any) -> Self:
+        other = super().at(**late)
+        if late:
+            _weights(other.method.weights)  # type: ignore[attr-defined]
+        return other
+
+
+class FastRPMethod(EmbeddingMethod):
+    """Vectors of nodes by a very sparse random projection of a mixture of random-walk powers; nothing is trained.
+
+    Directed graphs are taken as they are: walks follow the edges, and `beta` damps by in-degree. The published tuning
+    keeps ``a_1 = a_2 = 0, a_3 = 1`` and looks for a_4 and beta. `weights` may change after the fit.
+    """
+
+    name: ClassVar[str] = "fastrp"
+    model: ClassVar[type[EmbeddingModel]] = FastRPModel
+    dim: int = setting(512, "length of a node's vector (times the orders kept, with merge=concat)", ge=1, le=65_536)
+    weights: tuple[float, ...] = setting(
+        (0.0, 0.0, 1.0, 6.67), "a_1 .. a_k of the walk lengths 1 .. k", late=True,
+        search=["0,0,1,1", "0,0,1,2.5", "0,0,1,6.67", "0,0,1,16", "0,0,1,40"],
+    )  # fmt: skip
+    beta: float = setting(-0.64, "below 0 damps hubs, 0 keeps them", ge=-1, le=1, search=(-1.0, 0.0))
+    normalise: bool = setting(True, "divide each order's rows by their length before the sum")
+    projection: Projection = setting("sparse", "law of the random matrix")
+    density: float | Literal["auto"] = setting("auto", "share of its entries that are not zero; auto: 1 / sqrt(nodes)")
+    merge: Merge = setting("sum", "add the orders up, or put them side by side")
+    standardise: bool = setting(True, "columns of mean 0 and deviation 1")
+
+    def vectors(self, part: Part, seed: int) -> Array:
+        """float32 [n, dim] for the graph of a part."""
+        data = part.data
+        A = adjacency(data.edge_index, int(data.num_nodes), data.edge_weight, rows="source")
+        return fastrp(
+            A, self.dim, self.weights, self.beta, self.normalise, self.projection, self.density, self.merge,
+            self.standardise, seed=seed,
+        )  # fmt: skip
+
+    def fit(self, train: Part, valid: Part | None, run: Run) -> FastRPModel:
+        _weights(self.weights)
+        seed = int(run.rng("projection").integers(2**62))
+        schema: Mapping[str, Any] = {**train.schema, "seed": seed, "weights": list(self.weights)}
+        return FastRPModel(self, schema, torch.from_numpy(self.vectors(train, seed)))
