@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from latticework.core import registry, store
 from latticework.core.dataset import Dataset, open_data
 from latticework.core.errors import UserError
-from latticework.core.evaluate import Options, ask
+from latticework.core.evaluate import Options, ask, suited
 from latticework.core.evaluate import fit as fit_model
-from latticework.core.grid import Cell, Grid, class_value, default_task, entry_of, run_grid, task_of
+from latticework.core.grid import Cell, Grid, class_value, default_task, entry_of, run_grid, task_of, tuned
 from latticework.core.ledger import Ledger
 from latticework.core.method import Encoder, Method, Model
 from latticework.core.result import Findings, Result, Score
@@ -128,10 +128,8 @@ def fit(
     if given.kind not in chosen.kinds:
         raise UserError(f"{chosen.name} is for {', '.join(chosen.kinds)}, and this is {given.kind}")
     if tune:
-        from latticework.core.evaluate import suited
-        from latticework.core.tuning import Tuned
-
-        value = Tuned(method=suited(chosen, value), trials=tune)
+        keep = [*of_method, *(registry.settings_of(method) if isinstance(method, str) else ())]
+        value = tuned(suited(chosen, value), tune, keep)
     options = Options(pick_device(device), precision, threads, time, debug, dict(nets or {}))
     model, run = fit_model(
         value, given, chosen, fold=fold, seed=seed, ledger=Ledger(runs), options=options, on_log=on_log

@@ -83,37 +83,34 @@ class Grid(Value):
         return found
 
     def _entries(self, task: Task, data: Dataset, settings: Mapping[str, Any]) -> Iterator[tuple[str, Method, bool]]:
-        asked = []
+        of_entries = dict(settings)
+        seen = set()
         for text in self.entries:
-            method = entry_of(text)
-            mine = {k: v for k, v in settings.items() if k.split(".")[0] in type(method).model_fields}
-            unknown = set(settings) - set(mine)
+            known = type(entry_of(text)).model_fields
+            unknown = [k for k in of_entries if k.split(".")[0] not in known]
             if unknown and len(self.entries) == 1:
-                method.with_settings({k: settings[k] for k in unknown})  # raises, naming the nearest field
-            method = method.with_settings(mine) if mine else method
+                entry_of(text).with_settings({k: of_entries[k] for k in unknown})  # raises, naming the nearest field
             for values in itertools.product(*(v for _, v in self.sweep)):
                 point = {k: v for (k, _), v in zip(self.sweep, values, strict=True)}
-                swept = method.with_settings({k: v for k, v in point.items() if k in type(method).model_fields})
-                asked.append(swept)
-        seen = set()
-        for method in asked:
-            wrapped = self._tuned(suited(task, method), self.tune)
-            if wrapped.key() not in seen:
-                seen.add(wrapped.key())
-                yield wrapped.row(), wrapped, False
+                wrapped = self.entry(task, text, {**of_entries, **point})
+                if wrapped.key() not in seen:
+                    seen.add(wrapped.key())
+                    yield wrapped.row(), wrapped, False
         if not self.baselines:
             return
         trivial, classic = task.baselines(data.facts())
         for name, trials in ((trivial, 0), (classic, self.tune or self.classic)):
-            wrapped = self._tuned(suited(task, entry_of(name)), trials)
+            wrapped = tuned(suited(task, entry_of(name)), trials)
             if wrapped.key() not in seen:
                 seen.add(wrapped.key())
                 yield wrapped.row(), wrapped, True
 
-    def _tuned(self, method: Method, trials: int) -> Method:
-        from .tuning import search_space
-
-        return Tuned(method=method, trials=trials) if trials and search_space(method) else method
+    def entry(self, task: Task, text: str, settings: Mapping[str, Any]) -> Method:
+        """What an entry means here: with those of the settings that it has, its read-out, and tuning of all that was left open."""
+        method = entry_of(text)
+        mine = {k: v for k, v in settings.items() if k.split(".")[0] in type(method).model_fields}
+        keep = sorted({*registry.settings_of(text), *mine})
+        return tuned(suited(task, method.with_settings(mine) if mine else method), self.tune, keep)
 
     def cells(self) -> list[Cell]:
         """All cells, seed by seed; a method without chance counts once a fold."""
@@ -129,6 +126,12 @@ class Grid(Value):
                             label, case.data.plain(), case.task.plain(), method.plain(), fold, seed if method.chance else 0,
                         )))  # fmt: skip
         return [cell for _, cell in sorted(cells, key=lambda pair: pair[0])]
+
+
+def tuned(method: Method, trials: int, keep: Sequence[str] = ()) -> Method:
+    """The method with its search fields chosen on validation; `keep` names the fields that were set by hand."""
+    wrapped = Tuned(method=method, trials=max(trials, 1), keep=tuple(keep))
+    return wrapped if trials and wrapped.space() else method
 
 
 def task_of(text: str) -> Task:

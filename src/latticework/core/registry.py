@@ -151,6 +151,12 @@ def value_of(noun: str, text: str) -> Value:
     return kind.make(fields).with_settings(given)  # type: ignore[no-any-return]
 
 
+def settings_of(text: str) -> dict[str, Any]:
+    """The settings that a text in brackets names (``dagnn(hops=50)``: hops), none where it has no brackets."""
+    _, bracket, rest = text.partition("(")
+    return _settings(text, rest.rstrip()[:-1]) if bracket else {}
+
+
 def _settings(text: str, body: str) -> dict[str, Any]:
     """``field=value; field=value`` cut at the semicolons outside of brackets."""
     from .value import read_text

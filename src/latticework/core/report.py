@@ -103,7 +103,7 @@ def _case(case: CaseBoard, index: int, findings: Mapping[str, Mapping[str, Any]]
         "points": _points(case),
         "repeats": _repeats(case),
         "findings": [(label, _finding(found)) for label, found in findings.items()],
-        "failures": [{"name": row.name, **failure} for row in case.rows for failure in row.failures],
+        "failures": _failures(case),
         "remarks": [(row.name, _remarks(row)) for row in case.rows if _remarks(row)],
         "provenance": [(_PROVENANCE[name], _listed(values)) for name, values in case.provenance.items() if values],
     }
@@ -113,6 +113,19 @@ _PROVENANCE = {
     "version": "latticework", "torch": "torch", "python": "Python", "machine": "machine", "device": "device",
     "precision": "precision", "threads": "threads", "digest": "SHA-256 of the data", "fold": "folds", "seed": "seeds",
 }  # fmt: skip
+
+
+def _failures(case: CaseBoard) -> list[dict[str, Any]]:
+    """Failures of one method for one reason stand together, with the first traceback."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in case.rows:
+        for failure in row.failures:
+            item = found.setdefault(
+                (row.name, failure["why"]),
+                {"name": row.name, "why": failure["why"], "traceback": failure["traceback"], "at": []},
+            )
+            item["at"].append(f"fold {failure['fold']}, seed {failure['seed']}")
+    return [{**item, "where": "; ".join(item["at"]), "count": len(item["at"])} for item in found.values()]
 
 
 def _listed(values: Sequence[Any]) -> str:
@@ -462,7 +475,7 @@ def _overall(item: Overall, index: int) -> dict[str, Any]:
 def _critical(order: Sequence[tuple[str, float]], critical: float, cliques: Sequence[Sequence[str]]) -> dict[str, Any]:
     """Demsar's diagram: names hang from their average ranks, bars join those that are not told apart."""
     k = len(order)
-    width, left, right = 720.0, 210.0, 510.0
+    width, left, right = 860.0, 260.0, 600.0
     worst = max(k, 2)
 
     def at(rank: float) -> float:

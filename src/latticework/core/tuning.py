@@ -23,6 +23,12 @@ class Tuned(Method):
     name: ClassVar[str] = "tuned"
     method: Method = setting(..., "the method whose search fields are chosen")
     trials: int = setting(20, "how many settings are tried", ge=1, le=10_000)
+    keep: tuple[str, ...] = setting((), "search fields that stay as they are, since they were set by hand")
+
+    def space(self) -> dict[str, Any]:
+        """Dotted field -> where tuning looks."""
+        found = search_space(self.method)
+        return {path: where for path, where in found.items() if not any(path == k or path.endswith(f".{k}") for k in self.keep)}
 
     @property
     def tasks(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -45,7 +51,7 @@ class Tuned(Method):
     def fit(self, train: Part, valid: Part | None, run: Run) -> Model:
         if valid is None:
             raise UserError("tuning needs a validation part, and this task has none; leave --tune out")
-        space = search_space(self.method)
+        space = self.space()
         if not space:
             return fitted(self.method, train, valid, run.child())
         try:

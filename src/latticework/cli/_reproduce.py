@@ -1,0 +1,74 @@
+"""`reproduce`: a paper's claims run, its figure beside ours; or a named grid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from latticework.core import registry
+from latticework.core.errors import UserError, nearest
+
+
+def reproduce_papers(papers: list[str], claim: str | None, record: bool, runs: Path, jobs: int) -> None:
+    """Run the claims of papers (or one claim), or the grids of these names."""
+    grids = registry.wing_facts("grids")
+    slugs = {p.slug: p for p in registry.papers()}
+    for name in papers:
+        if name not in slugs and name not in grids:
+            raise UserError(f"no paper and no grid is called {name!r}; {nearest(name, [*slugs, *grids])}")
+    for name in papers:
+        if name in slugs:
+            _paper(slugs[name], claim, record, runs, jobs)
+        else:
+            _grid(grids[name], runs, jobs)
+
+
+def _paper(paper: registry.Paper, wanted: str | None, record: bool, runs: Path, jobs: int) -> None:
+    from latticework.core import claim as claims
+    from latticework.core.evaluate import Options
+
+    found = claims.claims_of(paper)
+    if wanted is not None:
+        known = [c.id for c in found]
+        if wanted not in known:
+            raise UserError(f"{paper.slug} has no claim {wanted!r}; {nearest(wanted, known)}")
+        found = [c for c in found if c.id == wanted]
+    print(f"{paper.facts['title']} ({paper.facts.get('venue', '')})", flush=True)
+    for item in found:
+        print(f"\n[{item.level}] {item.id}: {item.says}", flush=True)
+        with _bar(item.id) as on_done:
+            measured = claims.measure(item, str(runs), Options(threads=1), jobs=jobs, on_done=on_done)
+        figure = "–" if item.paper is None else f"{item.paper:g} [{item.mark}]"
+        print(f"  paper {figure} · here {measured['says']} · {measured['verdict']} ({measured['seconds']} s)", flush=True)
+        if record:
+            claims.record(paper, {item.id: measured})
+    if record:
+        print(f"\nwrote {paper.path.with_suffix('.json')}")
+
+
+def _grid(plain: dict[str, Any], runs: Path, jobs: int) -> None:
+    from latticework import _face as face
+    from latticework.core.grid import Grid
+
+    from ._board import show_board
+
+    board = face.compare_grid(Grid.make(plain), runs=runs, jobs=jobs, device="cpu")
+    show_board(board, [])
+
+
+def _bar(what: str) -> Any:
+    import contextlib
+    from collections.abc import Iterator
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    @contextlib.contextmanager
+    def shown() -> Iterator[Any]:
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task(what)
+            yield lambda cell, result, done, total: bar.update(task, completed=done, total=total, description=cell.entry)
+
+    return shown()
