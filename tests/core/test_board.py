@@ -197,10 +197,14 @@ def test_stopped_cells_are_shown_and_no_evidence() -> None:
     case, cells = case_of(SPECS)
     cut = [(c, r._replace(status="stopped") if c.entry == "new" and c.seed == 0 else r) for c, r in cells]
     row = row_of(board_of((case, cut)).cases[0], "new")
-    assert row.verdict == "stopped" and row.stopped == 1 and row.p is None and row.n == len(GOOD)
+    assert row.verdict == "stopped" and row.stopped == 1 and row.p is None and row.n == len(GOOD) and row.rank is None
+    assert row_of(board_of((case, cut)).cases[0], "classic").rank in (1, 2)  # what was stopped takes no place
+    assert board_of((case, cut), case_of(SPECS, "other")).overall[0].left_out == ["new"]
     cut = [(c, r._replace(status="stopped") if c.entry == "classic" else r) for c, r in cells]
     found = board_of((case, cut)).cases[0]
-    assert found.baseline == "constant"  # the next best whose fits ran to their end
+    assert found.baseline == "constant" and found.absent == ["classic"]  # the next best whose fits ran to their end
+    assert row_of(found, "new").sentence == "better (against constant alone: classic did not finish)"
+    assert "best baseline that finished, constant" in board_module.reading(found)
 
 
 def test_failures_and_missing_cells_are_counted_and_named() -> None:

@@ -298,6 +298,17 @@ def test_ledes() -> None:
     )
     plain = toys.board_of(toys.case_of([s for s in toys.SPECS if s[0] != "new"])).cases[0]
     assert "twin" in report.lede(plain)
+    case, cells = toys.case_of(toys.SPECS)
+    cut = [(c, r._replace(status="stopped") if c.entry == "classic" else r) for c, r in cells]
+    stopped = report.lede(toys.board_of((case, cut)).cases[0])
+    assert "the best baseline that finished, constant" in stopped and stopped.endswith(
+        "classic did not finish and gives no evidence."
+    )
+    cut = [(c, r._replace(status="stopped") if c.entry == "new" else r) for c, r in cells]
+    above = report.lede(toys.board_of((case, cut)).cases[0])
+    assert "has the best mean of what finished" in above and above.endswith(
+        "new has a better mean, but was stopped by the time limit."
+    )
     empty = toys.board_of((toys.case_of(toys.SPECS)[0], []))
     assert report.lede(empty.cases[0]) == "Nothing has a score yet."
     assert "Nothing has a score yet." in report.html(empty)

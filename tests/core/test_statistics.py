@@ -268,3 +268,11 @@ def test_exponents_and_degenerate_trends() -> None:
     assert two.slope == pytest.approx(2.0) and two.low is None and two.rho is None
     with pytest.raises(ValueError, match="as many"):
         ours.trend([1.0], [])
+
+
+def test_more_comparisons_ask_for_more_repeats() -> None:
+    differences = [0.5, -0.3, 0.9, 0.1, -0.2]
+    one, ten = verdict_of(differences), verdict_of(differences, comparisons=10)
+    effect = float(np.mean(differences) / np.std(differences, ddof=1))
+    needed = math.ceil(TTestPower().solve_power(effect_size=effect, alpha=0.005, power=0.8))
+    assert one.more is not None and ten.more == needed - 5 > one.more

@@ -150,7 +150,7 @@ def flops_of(network: nn.Module, schema: Mapping[str, Any]) -> int:
 class Operating(NamedTuple):
     """Where a model stands at its late settings: FLOPs an image, its accuracy on validation, the budget it was asked for.
 
-    `why` says why there is no such point; `many`: the model has other points, too.
+    `why` says why there is no such point; `many`: the model has other points, too; `where`: coordinates of the scores.
     """
 
     flops: float | None
@@ -158,6 +158,7 @@ class Operating(NamedTuple):
     budget: float | None = None
     why: str = ""
     many: bool = False
+    where: Mapping[str, Any] = {}
 
 
 class ImageModel(Model):

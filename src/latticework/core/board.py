@@ -43,7 +43,7 @@ class Row(NamedTuple):
     high: float | None
     sd: float | None
     values: dict[str, float]  # "fold/seed" -> headline
-    rank: int | None
+    rank: int | None  # none where fits were stopped
     among: tuple[int, int] | None  # the ranks it may have, as far as pairwise tests tell rows apart
     verdict: str  # baseline, better, worse, tied, unsure, stopped, failed, none
     sentence: str
@@ -82,6 +82,7 @@ class CaseBoard(NamedTuple):
     overlap: float | None
     margin: float | None
     baseline: str | None
+    absent: list[str]  # baselines that give no evidence here: stopped, failed or not run yet
     repeats: int
     rows: list[Row]
     provenance: dict[str, list[Any]]
@@ -300,7 +301,9 @@ def _case_board(case: Case, found: Found, margin: float | None) -> CaseBoard:
     spans = {label: statistics.interval(list(values[label].values()), overlap) for label in entries}
     turn = 1.0 if metric.better == "higher" else -1.0
 
-    standing = [label for label in _baselines(case, entries) if whole[label]]
+    baselines = _baselines(case, entries)
+    standing = [label for label in baselines if whole[label]]
+    absent = [label for label in baselines if not whole[label]]
     best = max(standing, key=lambda label: turn * _known(spans[label].mean), default=None)
     if margin is None and best is not None:
         margin = MARGIN * abs(_known(spans[best].mean)) or None
@@ -310,7 +313,7 @@ def _case_board(case: Case, found: Found, margin: float | None) -> CaseBoard:
     corrected = dict(zip(others, statistics.holm([compared[label].p for label in others]), strict=True))
     tested = sum(found.p is not None for found in compared.values())
     among = _among([label for label in entries if whole[label]], entries, evidence, metric.better, overlap)
-    position = _positions({label: turn * span.mean for label, span in spans.items() if span.mean is not None})
+    position = _positions({label: turn * _known(span.mean) for label, span in spans.items() if whole[label]})
 
     rows = []
     for label, (method, unasked) in entries.items():
@@ -334,6 +337,7 @@ def _case_board(case: Case, found: Found, margin: float | None) -> CaseBoard:
             label, best, pair, corrected.get(label), margin or 0.0, overlap, tested, entries, metric.unit,
             stopped=stopped, values=len(values[label]), failures=len(failures),
             finished=len(usable),
+            absent=absent,
         )  # fmt: skip
         late = set(method.late_fields())
         rows.append(
@@ -355,7 +359,7 @@ def _case_board(case: Case, found: Found, margin: float | None) -> CaseBoard:
         )  # fmt: skip
     rows.sort(key=lambda row: (row.mean is None, -turn * (row.mean or 0.0), row.label))
     return CaseBoard(
-        case.label, case.data.plain(), task.plain(), metric.name, metric.unit, metric.better, overlap, margin, best,
+        case.label, case.data.plain(), task.plain(), metric.name, metric.unit, metric.better, overlap, margin, best, absent,
         len(case.pairs), rows, _provenance(found),
     )  # fmt: skip
 
@@ -443,6 +447,7 @@ def _say(
     values: int,
     failures: int,
     finished: int,
+    absent: Sequence[str],
 ) -> tuple[str, str, int | None]:
     """Verdict, sentence and how many more repeats."""
     if not values:
@@ -462,7 +467,8 @@ def _say(
     said = statistics.verdict(
         pair, margin, p=p, ratio=overlap, comparisons=max(tested, 1), repeatable=repeatable, unit=unit
     )  # fmt: skip
-    return said.word, said.sentence, said.more
+    beside = f" (against {best} alone: {', '.join(absent)} did not finish)" if absent else ""
+    return said.word, said.sentence + beside, said.more
 
 
 def _at(at: Mapping[str, Any]) -> str:
@@ -586,7 +592,7 @@ def _overall(boards: Sequence[CaseBoard]) -> list[Overall]:
         if len(sets) < 2 or len(sets) < len(members):  # a data set that stands here twice would count twice
             continue
         labels = list(dict.fromkeys(row.label for board in members for row in board.rows))
-        means = [{row.label: row.mean for row in board.rows} for board in members]
+        means = [{row.label: None if row.stopped else row.mean for row in board.rows} for board in members]
         kept = [label for label in labels if all(m.get(label) is not None for m in means)]
         table = {label: [m[label] for m in means] for label in kept}
         if len(kept) < 2:
@@ -689,7 +695,8 @@ def reading(case: CaseBoard) -> str:
     if case.overlap:
         parts.append(f"variance corrected for overlapping folds (Nadeau-Bengio, test/train {case.overlap:.3g})")
     if case.baseline is not None:
-        parts.append(f"paired against the best baseline, {case.baseline}; positive differences are better; Holm's correction")
+        which = "best baseline that finished" if case.absent else "best baseline"
+        parts.append(f"paired against the {which}, {case.baseline}; positive differences are better; Holm's correction")
         if case.margin:
             parts.append(f"tied means within ±{case.margin:.3g}{' ' + case.unit if case.unit else ''}")
         seen = [row.detectable for row in case.rows if row.detectable is not None]
@@ -706,7 +713,7 @@ def reading_ranks(item: Overall) -> str:
     if ranks.critical is not None:
         parts.append(f"ranks nearer than {ranks.critical:.2f} are not told apart (Nemenyi, 0.05)")
     if item.left_out:
-        parts.append(f"left out, not on every data set: {', '.join(item.left_out)}")
+        parts.append(f"left out, not finished on every data set: {', '.join(item.left_out)}")
     return "; ".join(parts) + "."
 
 

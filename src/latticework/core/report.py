@@ -93,6 +93,7 @@ def _case(case: CaseBoard, index: int, findings: Mapping[str, Mapping[str, Any]]
         "data": written(case.data),
         "lede": lede(case),
         "reading": reading(case),
+        "order": "descending" if case.better == "higher" else "ascending",
         "columns": _columns(case),
         "rows": [_row(case, row) for row in case.rows],
         "forest": _forest(case, span),
@@ -149,24 +150,31 @@ def lede(case: CaseBoard) -> str:
     ranked = [row for row in case.rows if row.mean is not None]
     if not ranked:
         return "Nothing has a score yet."
-    top = ranked[0]
+    top = next((row for row in ranked if row.verdict != "stopped"), ranked[0])
+    above = [row.name for row in ranked[: ranked.index(top)]]
     base = next((row for row in case.rows if row.baseline), None)
-    text = f"{top.name} has the best mean, {number(top.mean, places)}{unit}"
+    text = f"{top.name} has the best mean{' of what finished' if above else ''}, {number(top.mean, places)}{unit}"
     if top.low is not None:
         text += f" ({number(top.low, places)} to {number(top.high, places)})"
     if base is None:
         return text + ". No baseline finished, so nothing can be said to be better than one."
+    unfinished = f" {', '.join(case.absent)} did not finish and gives no evidence." if case.absent else ""
+    others = [name for name in above if name not in case.absent]
+    if others:
+        unfinished += f" {', '.join(others)} has a better mean, but was stopped by the time limit."
     if top.baseline:
         text += ", and is the best baseline."
         untold = [row for row in ranked if row.verdict in ("tied", "unsure")]
         if untold:
             text += f" Not told apart from it: {', '.join(row.name for row in untold)}."
-        return text
-    text += f". Against the best baseline, {base.name} at {number(base.mean, places)}{unit}: {top.sentence}"
+        return text + unfinished
+    text += f". Against the best baseline{' that finished' if case.absent else ''}, {base.name} at {number(base.mean, places)}{unit}: "
     if top.verdict in ("better", "worse") and top.difference is not None and top.difference_low is not None:
         low, high = number(top.difference_low, places), number(top.difference_high, places)
-        text += f", by {number(abs(top.difference), places)} ({low} to {high}; p {chance_of(top.p_holm)})"
-    return text + "."
+        text += f"{top.verdict}, by {number(abs(top.difference), places)} ({low} to {high}; p {chance_of(top.p_holm)})."
+    else:
+        text += top.sentence + "."
+    return text + unfinished
 
 
 def _columns(case: CaseBoard) -> list[dict[str, str]]:
@@ -405,14 +413,22 @@ def _place_labels(dots: list[dict[str, Any]]) -> None:
 
 
 def _line_chart(
-    series: Sequence[tuple[str, Sequence[tuple[float, float]]]], xlabel: str, ylabel: str, says: str, dotted: bool = False
+    case: CaseBoard,
+    series: Sequence[tuple[str, Sequence[tuple[float, float]]]],
+    xlabel: str,
+    ylabel: str,
+    says: str,
+    dotted: bool = False,
 ) -> dict[str, Any]:
+    """Lines of methods; a method has one colour in all charts of a case."""
+    drawn_rows = [row.name for row in case.rows if row.curves or row.points]
     xs = [x for _, points in series for x, _ in points]
     ys = [y for _, points in series for _, y in points]
     left, right = (min(xs), max(xs)) if not dotted and max(xs) > min(xs) else _padded(xs)
     low, high = _padded(ys)
     lines, dots = [], []
-    for i, (name, points) in enumerate(series):
+    for name, points in series:
+        i = drawn_rows.index(name)
         drawn = [(_percent(x, left, right) * 10, 1000 - _percent(y, low, high) * 10) for x, y in points]
         lines.append({
             "name": name, "colour": i % COLOURS + 1, "dash": i // COLOURS % 3,
@@ -437,7 +453,9 @@ def _curves(case: CaseBoard) -> list[dict[str, Any]]:
     found = []
     for name in names:
         series = [(row.name, [(x, y) for x, y in row.curves[name]]) for row in case.rows if row.curves.get(name)]
-        chart = _line_chart(series, "step", name, f"{name} over training steps for {len(series)} methods, first repeat of each")
+        chart = _line_chart(
+            case, series, "step", name, f"{name} over training steps for {len(series)} methods, first repeat of each"
+        )
         found.append({"name": name, **chart})
     return found
 
@@ -455,7 +473,7 @@ def _rate(case: CaseBoard) -> list[dict[str, Any]]:
                 series.append((row.name, sorted(points)))
         if any(len(points) > 1 for _, points in series):
             says = f"{quality} against bits per pixel for {len(series)} methods"
-            found.append(_line_chart(series, "bits per pixel", _axis_name(quality, unit), says, dotted=True))
+            found.append(_line_chart(case, series, "bits per pixel", _axis_name(quality, unit), says, dotted=True))
     return found
 
 

@@ -285,7 +285,7 @@ def part_digest(part: Part) -> str:
     sha = hashlib.sha256()
 
     def walk(node: Any) -> None:
-        if hasattr(node, "detach"):
+        if hasattr(node, "detach") and hasattr(node, "dtype"):
             node = node.detach().cpu().numpy()
         if hasattr(node, "tobytes"):
             sha.update(str((node.dtype, node.shape)).encode() + node.tobytes())

@@ -66,6 +66,10 @@ class Task(Value):
     def plan(self, data: Dataset, repeats: int) -> list[tuple[str, int]]:
         """(fold, seed) pairs to run."""
 
+    def hidden(self, test: Part) -> list[Any]:
+        """Arrays of the test part's truth that nothing within a method's reach may hold; `check_task` looks for them."""
+        return [test.truth]
+
     def final(self, data: Dataset) -> str:
         """The fold of a model that is for use, not for judging: it may train on all that has a truth."""
         return self.plan(data, 1)[0][0]

@@ -1,1 +1,1 @@
-"""Learning on images."""
+"""Pictures with class labels."""

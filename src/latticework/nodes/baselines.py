@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latticework.core.errors import UserError
+from latticework.core.errors import OutOfTime, UserError
 from latticework.core.method import Method, Model, Predictor
 from latticework.core.run import Run
 from latticework.core.task import Part, Task
@@ -206,7 +206,11 @@ class LabelPropagation(Method):
         state = start
         for step in range(self.steps):
             state = self.alpha * (S @ state) + (1 - self.alpha) * start
-            run.log(step)
+            try:
+                run.log(step)
+            except OutOfTime:
+                run.stopped = True
+                break
         # a node that nothing reaches gets the shares of the train part
         shares = torch.from_numpy(hot.mean(0))
         total = state.sum(1, keepdim=True)

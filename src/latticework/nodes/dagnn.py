@@ -18,6 +18,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,7 +33,7 @@ from latticework.core.task import Part
 from latticework.core.training import Patience
 from latticework.core.value import setting
 from latticework.layers.propagation import SparseOperator, hop_stack
-from latticework.layers.sparse_features import FeatureLinear, feature_dropout
+from latticework.layers.sparse_features import FeatureLinear, SparseFeatures, feature_dropout
 
 from .network import Features, NodeModel, NodeNetwork, features_of, operator_of
 
@@ -89,7 +90,8 @@ class DAGNN(nn.Module):
     BatchNorm after the first map and leaves out the dropout of the input (the official variant for ogbn-arxiv).
 
     Shapes: ``x`` [n, F] (a tensor, or `SparseFeatures`), ``S`` [n, n] symmetric normalised -> logits [n, C].
-    ``ValueError`` for K < 0, x with another number of rows than S, NaN in x (with the first such row).
+    ``ValueError`` for K < 0, fewer than two classes, x with another number of rows than S, NaN in x (with the first such
+    row).
     """
 
     def __init__(
@@ -103,6 +105,8 @@ class DAGNN(nn.Module):
         batch_norm: bool = False,
     ) -> None:
         super().__init__()
+        if classes < 2:
+            raise ValueError(f"classes must be >= 2, is {classes}: there is nothing to tell apart")
         self.first, self.second = FeatureLinear(features, hidden), nn.Linear(hidden, classes)
         self.norm = nn.BatchNorm1d(hidden) if batch_norm else None
         self.propagation = GatedPropagation(classes, hops, gate)
@@ -110,12 +114,13 @@ class DAGNN(nn.Module):
 
     def scores(self, x: Features) -> Tensor:
         """``Z = MLP(x)`` [n, C], without the graph."""
-        if isinstance(x, Tensor) and bool(torch.isnan(x).any()):
-            row = int(torch.isnan(x).any(1).nonzero()[0])
-            raise ValueError(f"x holds NaN, first in row {row}")
         h = self.first(x if self.norm is not None else feature_dropout(x, self.dropout, self.training))
         h = F.relu(h if self.norm is None else self.norm(h))
-        return self.second(F.dropout(h, self.dropout, self.training))
+        Z = self.second(F.dropout(h, self.dropout, self.training))
+        # NaN passes through every map above, so the small Z tells whether the large x need be searched
+        if not bool(torch.isfinite(Z.detach()).all()):
+            _refuse_nan(x)
+        return Z
 
     def forward(self, x: Features, S: SparseOperator | Tensor) -> Tensor:
         if x.shape[0] != S.shape[0]:
@@ -126,6 +131,16 @@ class DAGNN(nn.Module):
     def gates(self, x: Features, S: SparseOperator | Tensor) -> Tensor:
         """The gate of each node and hop, [n, K + 1]."""
         return self.propagation.gates(self.scores(x), S)
+
+
+def _refuse_nan(x: Features) -> None:
+    if isinstance(x, SparseFeatures):
+        csr = x.scipy()
+        bad = np.repeat(np.arange(x.shape[0]), np.diff(csr.indptr))[~np.isfinite(csr.data)]
+    else:
+        bad = torch.nonzero(~torch.isfinite(x.detach()).all(dim=1)).flatten().cpu().numpy()
+    if len(bad):
+        raise ValueError(f"x holds NaN or infinite values, first in row {int(bad[0])}")
 
 
 class DAGNNModel(NodeModel):
@@ -209,12 +224,15 @@ def over_smoothing(A: sp.sparray, hops: int = 200, columns: int = 64, rng: np.ra
     A = sp.csr_array(A, dtype=np.float64)
     if hops < 0:
         raise ValueError(f"hops must be >= 0, is {hops}")
+    if A.shape[0] == 0:
+        raise ValueError("the graph has no nodes")
     if abs(A - A.T).max() > 1e-12:
         raise ValueError("the adjacency must be symmetric; take max(A, A^T)")
     factor, component = smoothing_limit(A)
     S = normalise(A + sp.diags_array((A.diagonal() == 0).astype(np.float64)), "symmetric")
     sizes = np.bincount(component)
-    rates = np.array([_second(S[np.ix_(own, own)]) for own in (np.flatnonzero(component == c) for c in range(len(sizes)))])
+    members = np.split(np.argsort(component, kind="stable"), np.cumsum(sizes)[:-1])
+    rates = np.array([_second(S[own][:, own], factor[own]) if len(own) > 1 else 0.0 for own in members])
     n = A.shape[0]
     exact = n <= 1500
     if exact:
@@ -233,17 +251,27 @@ def over_smoothing(A: sp.sparray, hops: int = 200, columns: int = 64, rng: np.ra
     return Smoothing(rates, sizes, np.array(distance), exact)
 
 
-def _second(S: sp.sparray) -> float:
-    """The second largest modulus among the eigenvalues of a component's symmetric S."""
+def _second(S: sp.sparray, lead: Array) -> float:
+    """The second largest modulus among the eigenvalues of a component's symmetric S, whose leading eigenvector is known."""
     n = S.shape[0]
-    if n == 1:
-        return 0.0
     if n <= 500:
-        moduli = np.abs(np.linalg.eigvalsh(S.toarray()))
-    else:
-        start = np.random.default_rng(0).random(n)  # ARPACK's own start is not repeatable
-        moduli = np.abs(sp.linalg.eigsh(S, k=3, which="LM", v0=start, return_eigenvectors=False))
-    return float(np.sort(moduli)[-2])
+        return float(np.abs(np.linalg.eigvalsh(S.toarray() - np.outer(lead, lead))).max())
+
+    def rest(v: Array) -> Array:
+        # without the leading part: the iteration need not part two eigenvalues that nearly meet
+        v = v.ravel()
+        return S @ v - lead * (lead @ v)
+
+    start = np.random.default_rng(0).standard_normal(n)  # ARPACK's own start is not repeatable
+    linear = LinearOperator((n, n), matvec=rest, dtype=np.float64)
+    try:
+        found = float(abs(eigsh(linear, k=1, which="LM", ncv=64, v0=start, return_eigenvectors=False)[0]))
+    except ArpackNoConvergence:
+        found = 0.0
+        for _ in range(1000):  # a lower bound, close where the top is crowded (long chains)
+            start = rest(start / np.linalg.norm(start))
+            found = float(np.linalg.norm(start))
+    return min(found, 1.0)
 
 
 class OverSmoothing(Probe):

@@ -105,6 +105,9 @@ class NodeClassification(Task):
         splits = max(int(data.facts()["splits"]), 1)
         return [(f"given-{i % splits}", i // splits) for i in range(repeats)]
 
+    def hidden(self, test: Part) -> list[Any]:
+        return [test.truth.y]
+
     def final(self, data: Dataset) -> str:
         return "fixed" if self.for_data(data).protocol == "fixed" else "all-0"
 

@@ -133,7 +133,7 @@ class CodecMethod(Method):
 
     crf: int = setting(28, "constant rate factor of the file that is stored: one of `rates`", ge=0, le=63, late=True)
     rates: tuple[int, ...] = setting((18, 23, 28, 33, 38), "constant rate factors that are coded; low is good and large")
-    preset: str = setting("medium", "the encoder's own name for how hard it tries")
+    preset: str | int = setting("medium", "the encoder's own name for how hard it tries")
 
     @model_validator(mode="after")
     def _coded(self) -> Self:
@@ -148,7 +148,7 @@ class CodecMethod(Method):
         frames = fill_hole(view.frames, view.hole)
         streams = {}
         for step, crf in enumerate(self.rates):
-            streams[crf] = encode_frames(frames, self.codec, crf=crf, preset=self.preset).data
+            streams[crf] = encode_frames(frames, self.codec, crf=crf, preset=str(self.preset)).data
             run.log(step, bytes=len(streams[crf]))
         return CodecModel(self, view.schema(), streams)
 
@@ -174,4 +174,4 @@ class SvtAv1(CodecMethod):
     codec: ClassVar[str] = "libsvtav1"
     crf: int = setting(35, "constant rate factor of the file that is stored: one of `rates`", ge=0, le=63, late=True)
     rates: tuple[int, ...] = setting((20, 28, 35, 43, 55), "constant rate factors that are coded; low is good and large")
-    preset: str = setting("8", "the encoder's own name for how hard it tries: 0 (most) to 13")
+    preset: str | int = setting("8", "the encoder's own name for how hard it tries: 0 (most) to 13")

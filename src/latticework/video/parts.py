@@ -99,7 +99,7 @@ def frame_range(text: str, total: int) -> range:
         numbers = []
     if not numbers or len(numbers) > 3 or (len(numbers) == 1 and numbers[0] is None):
         raise UserError(f"frames={text!r} is no range; write 100:120 (frames 100 to 119), 7, or 0:100:10")
-    start, stop, step = (numbers + [None, None])[:3]
+    start, stop, step = [*numbers, None, None][:3]
     if len(numbers) == 1:
         assert start is not None
         stop = start + 1

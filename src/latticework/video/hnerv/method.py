@@ -47,7 +47,8 @@ from .network import (
 from .quantise import quantise
 
 STRIDE_CHOICES = ((5, 4, 2), (5, 4, 2, 2), (5, 4, 4, 2), (5, 4, 4, 2, 2))  # products 40, 80, 160, 320
-EMBEDDING_SHARE = 0.3  # chosen strides leave at least 70 % of the size to the decoder, where one of them can
+MOST_PLACES = 10  # chosen strides reduce a frame to at most so many places, where one of them can (the paper's: 2 x 4)
+CHOSEN_WIDTH = 16  # first width of a decoder whose size is not given
 LOOKS = 24  # how often a fit measures its PSNR over all frames
 BATCH_PIXELS = 1 << 21  # decoded at once
 
@@ -242,7 +243,9 @@ class NeuralVideo(Method):
     gives: ClassVar[tuple[type[Any], ...]] = (Codec,)
     model: ClassVar[type[NeuralClip]] = NeuralClip
 
-    size: int = setting(1_500_000, "how many numbers are stored: decoder and embeddings", ge=1_000, le=1_000_000_000)
+    size: int = setting(
+        1_500_000, "how many numbers are stored: decoder and embeddings; 0: chosen, small", ge=0, le=1_000_000_000
+    )
     strides: tuple[int, ...] = setting((5, 4, 4, 2, 2), "upsampling of the blocks; empty: chosen by the frames' size")
     reduction: float = setting(1.2, "each block has this many times fewer channels than the one before", gt=1, le=8)
     narrowest: int = setting(12, "but never fewer channels than this", ge=1, le=1024)
@@ -314,7 +317,7 @@ class NeuralVideo(Method):
         network = nn.ModuleDict({"decoder": self.decoder(schema)} | ({"encoder": encoder} if encoder is not None else {}))
         network.to(run.device)
         numbers = count(network["decoder"]) + (encoder is not None) * self.embeddings_of(seen_frames, plan)
-        run.notes.append(f"{numbers} numbers stored (size {self.size}); the decoder's first width is {plan.first}")
+        run.notes.append(f"{numbers} numbers stored (size {self.size or 'chosen'}); the decoder's first width is {plan.first}")
 
         frames = torch.from_numpy(view.frames).permute(0, 3, 1, 2)
         places = torch.from_numpy(view.index).double() / view.total
@@ -400,14 +403,16 @@ class HNeRVMethod(NeuralVideo):
         return self.bits, self.embedding_bits
 
     def choose_strides(self, seen: int, height: int, width: int) -> tuple[int, ...]:
+        """The smallest choice that leaves at most `MOST_PLACES` places for an embedding."""
         for strides in STRIDE_CHOICES:
             product = math.prod(strides)
-            size = (math.ceil(height / product) * product, math.ceil(width / product) * product)
-            if embedding_numbers(seen, size, strides, self.embedding) <= EMBEDDING_SHARE * self.size:
+            if math.ceil(height / product) * math.ceil(width / product) <= MOST_PLACES:
                 return strides
         return STRIDE_CHOICES[-1]
 
     def first_width(self, seen: int, size: tuple[int, int], strides: tuple[int, ...]) -> int:
+        if self.size == 0:
+            return CHOSEN_WIDTH
         numbers = embedding_numbers(seen, size, strides, self.embedding)
         least = hnerv_parameters(1, strides, self.embedding, self.reduction, self.narrowest, self.kernel)
         budget = self.size - numbers
@@ -420,6 +425,12 @@ class HNeRVMethod(NeuralVideo):
             )
         return first
 
+    def chosen_numbers(self, seen: int, size: tuple[int, int]) -> int:
+        """How many numbers are stored for a clip when `size` is 0."""
+        plan = self.plan(seen, *size)
+        least = hnerv_parameters(plan.first, plan.strides, self.embedding, self.reduction, self.narrowest, self.kernel)
+        return least + self.embeddings_of(seen, plan)
+
     def embeddings_of(self, seen: int, plan: Plan) -> int:
         return embedding_numbers(seen, (plan.height, plan.width), plan.strides, self.embedding)
 
@@ -431,7 +442,10 @@ class HNeRVMethod(NeuralVideo):
 
 
 class NeRVMethod(NeuralVideo):
-    """NeRV: the frame's index alone is decoded. Its width is the one whose real number of parameters is nearest to `size`."""
+    """NeRV: the frame's index alone is decoded. Its width is the one whose real number of parameters is nearest to `size`.
+
+    A `size` of 0 takes as many numbers as HNeRV with `size` 0 stores for the same clip, so that the two compare.
+    """
 
     name: ClassVar[str] = "nerv"
     strides: tuple[int, ...] = setting((5, 4, 2, 2), "upsampling of the blocks; empty: chosen by the frames' size")
@@ -454,18 +468,17 @@ class NeRVMethod(NeuralVideo):
         def numbers(first: int) -> int:
             return nerv_parameters(first, base, strides, self.reduction, self.narrowest)
 
-        if self.size < numbers(1):
-            raise UserError(
-                f"size={self.size} is too small for this clip: the smallest NeRV has {numbers(1)} parameters; raise it"
-            )
+        wanted = self.size or HNeRVMethod.make({"size": 0, "strides": []}).chosen_numbers(seen, size)
+        if wanted < numbers(1):
+            raise UserError(f"size={wanted} is too small for this clip: the smallest NeRV has {numbers(1)} parameters; raise it")
         high = 1
-        while numbers(high) < self.size:
+        while numbers(high) < wanted:
             high *= 2
         low = high // 2
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if numbers(middle) <= self.size else (low, middle)
-        return min((c for c in (low, high) if c >= 1), key=lambda c: abs(numbers(c) - self.size))
+            low, high = (middle, high) if numbers(middle) <= wanted else (low, middle)
+        return min((c for c in (low, high) if c >= 1), key=lambda c: abs(numbers(c) - wanted))
 
     def decoder(self, schema: Mapping[str, Any]) -> nn.Module:
         product = math.prod(schema["strides"])

@@ -1,0 +1,87 @@
+"""Every node method, its task, data and probes through the batteries."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from latticework.core import registry
+from latticework.core.grid import entry_of
+from latticework.core.task import Part
+from latticework.nodes.tasks import NodeClassification
+from latticework.testing import check_data, check_method, check_probe, check_task
+
+FINGERPRINTS = Path(__file__).parent / "fingerprints.json"
+SMALL: dict[str, dict[str, Any]] = {"deepwalk": {"walks": 2, "length": 10, "dim": 8}, "svd": {"dim": 8}, "fastrp": {"dim": 16}}
+METHODS = [
+    e.name for e in registry.entries("method")
+    if "node-classification" in e.facts["tasks"] and e.package == "latticework" and e.name != "logistic-readout"
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_method(name: str) -> None:
+    method = entry_of(name)
+    fields = SMALL.get(name, {"epochs": 6} if "epochs" in type(method).model_fields else {})
+    check_method(method.with_settings(fields) if fields else method, "karate", fingerprints=FINGERPRINTS)
+
+
+def test_tuned_and_the_readout() -> None:
+    check_method(entry_of("tuned(method=mlp(epochs=3); trials=2)"), "karate", "node-classification")
+    check_method(entry_of("logistic-readout(encoder=svd(dim=4))"), "karate")
+
+
+@pytest.mark.parametrize("protocol", ["random", "fixed", "given"])
+def test_task(protocol: str, mirror: Any) -> None:
+    data = "digits-knn"
+    if protocol != "random":
+        mirror("planetoid-cora")
+        data = "planetoid-cora"
+    check_task(NodeClassification(protocol=protocol), data)  # type: ignore[arg-type]
+
+
+class Leaky(NodeClassification):
+    """A task that leaves the labels of all nodes in what a method sees."""
+
+    name: ClassVar[str] = "node-classification"
+    where: ClassVar[str] = "schema"
+
+    def _part(self, graph: Any, index: Any, schema: Any, slices: Any) -> Part:
+        part = super()._part(graph, index, schema, slices)
+        if self.where == "schema":
+            return part._replace(schema={**part.schema, "y": graph.y.tolist()})
+        data = part.data.clone()
+        data.y = __import__("torch").from_numpy(graph.y)
+        return part._replace(data=data)
+
+
+@pytest.mark.parametrize("where", ["schema", "data"])
+def test_a_planted_leak_is_caught(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Leaky, "where", where)
+    with pytest.raises(AssertionError, match="the truth of the test part can be read"):
+        check_task(Leaky(), "karate")
+
+
+@pytest.mark.parametrize("name", ["karate", "digits-knn", "largest-component(of=karate)", "barabasi-albert(nodes=50)"])
+def test_data(name: str) -> None:
+    check_data(name)
+
+
+@pytest.mark.parametrize("name", ["amud(bootstrap=20)", "over-smoothing(hops=20)"])
+def test_probe(name: str) -> None:
+    check_probe(name, "karate")
+
+
+def test_a_forgotten_revision_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "stored.json"
+    monkeypatch.setenv("LATTICEWORK_RECORD", "1")
+    check_method(entry_of("majority"), "karate", fingerprints=path)
+    monkeypatch.delenv("LATTICEWORK_RECORD")
+    check_method(entry_of("majority"), "karate", fingerprints=path)
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps({key: {m: v + 0.1 for m, v in scores.items()} for key, scores in stored.items()}))
+    with pytest.raises(AssertionError, match="raise its `revision`"):
+        check_method(entry_of("majority"), "karate", fingerprints=path)
