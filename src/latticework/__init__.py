@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ._face import Answers, Board, Fitted, compare, data, datasets, embed, fit, load, methods, probe, report, score
+    from ._face import Answers, Board, Fitted, compare, dataset, datasets, embed, fit, load, methods, probe, report, score
 
 __all__ = [
-    "Answers", "Board", "Fitted", "__version__", "compare", "data", "datasets", "embed", "fit", "load", "methods", "probe",
+    "Answers", "Board", "Fitted", "__version__", "compare", "dataset", "datasets", "embed", "fit", "load", "methods", "probe",
     "report", "score",
 ]  # fmt: skip
 

@@ -84,7 +84,7 @@ class Fitted:
         }
 
 
-def data(what: Any, **settings: Any) -> Dataset:
+def dataset(what: Any, **settings: Any) -> Dataset:
     """A data set: a catalogue name, a path to a user's files, or an object of the kind's own library."""
     return open_data(what, settings)
 
@@ -167,7 +167,7 @@ def embed(
     value = method if isinstance(method, Method) else entry_of(method)
     value = value.with_settings(of_method) if of_method else value
     if Encoder not in value.gives:
-        known = ", ".join(e.name for e in methods() if Encoder in e.load().gives) if value.name != "tuned" else ""
+        known = ", ".join(e.name for e in methods() if e.name != "tuned" and Encoder in e.load().gives)
         raise UserError(f"{value.name} gives no vectors; methods that do: {known}")
     given = open_data(data, of_data)
     part = given.whole()
@@ -209,7 +209,7 @@ def score(task: str | Task, answers: str | Path, truth: str | Path, settings: Ma
 def compare(
     data: Any, methods: Sequence[str] | str = (), *, task: str | None = None, repeats: int = 5, tune: int = 0, jobs: int = 1,
     cluster: str | None = None, runs: str | Path | None = None, time: float | None = None, device: str = "auto",
-    threads: int = 1, precision: str = "float32", baselines: bool = True, retry: bool = False, sweep: Any = (),
+    threads: int = 1, precision: str = "float32", baselines: bool = True, classic: int = 5, retry: bool = False, sweep: Any = (),
     settings: Mapping[str, Any] | None = None, nets: Mapping[str, str] | None = None, debug: bool = False,
     on_done: Callable[[Cell, Result, int, int], None] | None = None,
 ) -> Board:  # fmt: skip
@@ -218,7 +218,9 @@ def compare(
     Every cell is kept in `runs` (left out: a temporary folder), so a comparison that was cut short goes on where it
     stopped, and several processes on one folder share the work.
     """
-    grid = grid_of(data, methods, task=task, repeats=repeats, tune=tune, baselines=baselines, sweep=sweep, settings=settings)
+    grid = grid_of(
+        data, methods, task=task, repeats=repeats, tune=tune, baselines=baselines, classic=classic, sweep=sweep, settings=settings
+    )
     return compare_grid(
         grid, jobs=jobs, cluster=cluster, runs=runs, time=time, device=device, threads=threads, precision=precision,
         retry=retry, nets=nets, debug=debug, on_done=on_done,
@@ -227,7 +229,7 @@ def compare(
 
 def grid_of(
     data: Any, methods: Sequence[str] | str = (), *, task: str | None = None, repeats: int = 5, tune: int = 0,
-    baselines: bool = True, sweep: Any = (), settings: Mapping[str, Any] | None = None,
+    baselines: bool = True, classic: int = 5, sweep: Any = (), settings: Mapping[str, Any] | None = None,
 ) -> Grid:  # fmt: skip
     """The cells that a comparison means, as a value."""
     sets = [data] if isinstance(data, str | Path | Dataset) or not isinstance(data, Sequence) else list(data)
@@ -235,7 +237,7 @@ def grid_of(
     return Grid.make(
         {
             "data": [_named(d) for d in sets], "entries": [e for e in entries if e], "tasks": [task] if task else [],
-            "repeats": repeats, "tune": tune, "baselines": baselines, "sweep": sweep,
+            "repeats": repeats, "tune": tune, "baselines": baselines, "classic": classic, "sweep": sweep,
             "settings": sorted((settings or {}).items()),
         }
     )  # fmt: skip
@@ -292,6 +294,8 @@ def command_of(grid: Grid) -> str:
     words += ["--repeats", str(grid.repeats)]
     if grid.tune:
         words += ["--tune", str(grid.tune)]
+    if not grid.baselines:
+        words.append("--no-baselines")
     for key, value in grid.settings:
         words += ["-s", f"{key}={value}"]
     return shlex.join(words)
@@ -319,6 +323,6 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
-    "Answers", "Fitted", "compare", "data", "datasets", "default_task", "embed", "fit", "load", "methods", "probe", "report",
+    "Answers", "Fitted", "compare", "dataset", "datasets", "default_task", "embed", "fit", "load", "methods", "probe", "report",
     "score",
 ]  # fmt: skip

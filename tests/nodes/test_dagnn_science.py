@@ -257,16 +257,32 @@ def test_many_single_nodes_cost_little() -> None:
     assert len(found.rate) == 30_001 and not found.exact and np.count_nonzero(found.rate) == 1
 
 
-def test_large_components_and_sampled_columns() -> None:
+@pytest.mark.parametrize("p", [0.01, 0.0])
+def test_second_eigenvalue_of_large_components(p: float) -> None:
     """Lanczos against the dense spectrum, also on a long ring, whose leading eigenvalues nearly meet."""
-    for A in (connected_graph(1600, 0.004, 7), connected_graph(1600, 0.0, 7)):
-        found = over_smoothing(A, 10, 20, np.random.default_rng(3))
-        values = np.sort(np.abs(np.linalg.eigvalsh(dense_symmetric(A))))
-        assert not found.exact and found.rate[0] == pytest.approx(values[-2], abs=1e-8)
-        again = over_smoothing(A, 10, 20, np.random.default_rng(3))
-        assert np.array_equal(found.distance, again.distance) and found.rate[0] == again.rate[0]
-        power = np.linalg.matrix_power(dense_symmetric(A), 10) - limit_of(A)
-        assert found.distance[10] <= np.abs(power).max() + 1e-12
+    A = connected_graph(700, p, 7)
+    values = np.sort(np.abs(np.linalg.eigvalsh(dense_symmetric(A))))
+    assert over_smoothing(A, 1).rate[0] == pytest.approx(values[-2], abs=1e-8)
+
+
+def test_sampled_columns_give_a_lower_bound() -> None:
+    A = connected_graph(1600, 0.004, 7)
+    found, again = (over_smoothing(A, 10, 20, np.random.default_rng(3)) for _ in range(2))
+    assert not found.exact and np.array_equal(found.distance, again.distance) and found.rate[0] == again.rate[0]
+    S, power = normalise(with_loops(A)), np.eye(1600)
+    for _ in range(10):
+        power = S @ power
+    whole = np.abs(power - limit_of(A))
+    assert whole.max() / 10 < found.distance[10] <= whole.max() + 1e-12
+    # every sampled figure is the maximum of some column
+    assert np.abs(whole.max(0) - found.distance[10]).min() < 1e-12
+
+
+def test_an_edge_of_weight_zero_joins_nothing() -> None:
+    A = sp.csr_array(sp.block_diag([connected_graph(6, 0.5, 1), connected_graph(5, 0.5, 2)])).tocoo()
+    row, column = np.append(A.row, [0, 8]), np.append(A.col, [8, 0])
+    joined = sp.csr_array((np.append(A.data, [0.0, 0.0]), (row, column)), shape=(11, 11))
+    assert over_smoothing(joined, 1).sizes.tolist() == [6, 5]
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------
@@ -323,8 +339,8 @@ def test_cora_smooths_at_the_pace_of_its_slowest_component() -> None:
     assert bool((found.distance <= rate ** np.arange(101) + 1e-8).all()) and found.distance[100] < found.distance[1]
 
 
-def test_cora_is_learnt_in_eighty_epochs() -> None:
-    """One seed, 80 epochs, the official settings: well above the 60 per cent of an MLP at this size."""
+def test_cora_is_learnt_in_fifty_epochs() -> None:
+    """One seed, 50 epochs, the official settings: well above the 60 per cent of an MLP at this size."""
     path = DATA / "planetoid-cora" / "cora.npz"
     if not path.exists():
         pytest.skip("planetoid-cora")
@@ -338,7 +354,7 @@ def test_cora_is_learnt_in_eighty_epochs() -> None:
     model = DAGNN(x.shape[1], 7)
     optimiser = torch.optim.Adam(model.parameters(), lr=0.01, weight_decay=5e-3)
     best, accuracy = float("inf"), 0.0
-    for _ in range(80):
+    for _ in range(50):
         model.train()
         optimiser.zero_grad()
         F.cross_entropy(model(features, S)[train], y[train]).backward()
@@ -349,4 +365,4 @@ def test_cora_is_learnt_in_eighty_epochs() -> None:
         loss = float(F.cross_entropy(logits[valid], y[valid]))
         if loss < best:
             best, accuracy = loss, float((logits[test].argmax(1) == y[test]).float().mean())
-    assert accuracy >= 0.79
+    assert accuracy >= 0.78

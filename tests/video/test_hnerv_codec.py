@@ -58,7 +58,7 @@ def test_file_gives_the_quantised_network(kind: str, tmp_path: Path) -> None:
         if fitted.embeddings is not None:
             assert torch.equal(codes, quantise(fitted.embeddings, 6).values())
         with torch.inference_mode():
-            expected = network.eval()(codes).numpy()
+            expected = network.to(memory_format=torch.channels_last).eval()(codes).numpy()
         assert np.array_equal(decoded(back), expected) and np.array_equal(decoded(fitted), expected)
         assert back.stored() == fitted.stored() and back.method.bits == bits and back.schema == fitted.schema
 

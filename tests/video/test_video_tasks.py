@@ -263,3 +263,17 @@ def test_claims_are_well_formed() -> None:
         for name in getattr(claim.check, "ids", ()):
             file, _, function = name.partition("::")
             assert f"def {function}(" in (root / file).read_text(encoding="utf-8"), name
+
+
+def test_the_wings_own_words(tmp_path: Path) -> None:
+    """The aliases stand for the verbs, on a user's file, with frames chosen by a range."""
+    from latticework.cli import run
+
+    source, model = tmp_path / "mine.mkv", tmp_path / "model"
+    write_frames(source, clip(6), 25)
+    fields = ["-s", "strides=4,4", "-s", "size=8000", "-s", "narrowest=4", "-s", "epochs=1"]
+    assert run(["video", "compress", str(source), str(model), "-m", "hnerv", *fields]) == 0
+    assert run(["video", "interpolate", str(source), str(tmp_path / "whole"), "-m", str(model)]) == 0
+    assert read_frames(tmp_path / "whole").frames.shape == (6, 32, 48, 3)
+    assert run(["predict", str(model), str(source), "-o", str(tmp_path / "out"), "--frames", "2:5"]) == 0
+    assert np.array_equal(read_frames(tmp_path / "out").frames, read_frames(tmp_path / "whole").frames[2:5])

@@ -246,7 +246,7 @@ class SNNetMethod(Method):
     init: Literal["least-squares", "random"] = setting("least-squares", "how the maps start")
     calibration: int = setting(100, "train images for the least squares", ge=1, le=100_000)
     epochs: int = setting(10, "passes of joint training; 0: none", ge=0, le=10_000)
-    batch: int = setting(64, "images a step", ge=1, le=65_536)
+    batch: int = setting(32, "images a step", ge=1, le=65_536)
     lr: float = setting(2e-4, "peak learning rate of AdamW", gt=0, le=1, search=(5e-5, 2e-3, "log"))
     weight_decay: float = setting(0.01, "AdamW's", ge=0, le=10)
     distil: float = setting(0.5, "share of the loss against the largest anchor's classes (before joint training)", ge=0, le=1)

@@ -12,7 +12,9 @@ def run_and_show(face: Any, *, out: list[Path], **options: Any) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    grid = face.grid_of(**{k: options[k] for k in ("data", "methods", "task", "repeats", "tune", "baselines", "settings")})
+    grid = face.grid_of(
+        **{k: options[k] for k in ("data", "methods", "task", "repeats", "tune", "baselines", "classic", "settings")}
+    )
     say_cost(console, grid, options["runs"])
     with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),

@@ -96,7 +96,7 @@ def data_check(what: Annotated[str, typer.Argument(help="A path or a name.")], s
 
     from ._listing import fitting
 
-    given = face.data(what, **{k.removeprefix("data."): v for k, v in _settings(settings).items()})
+    given = face.dataset(what, **{k.removeprefix("data."): v for k, v in _settings(settings).items()})
     print(f"{what} is a {given.kind}")
     for line in given.check():
         print(f"  {line}")
@@ -114,7 +114,7 @@ def data_export(
     from latticework import _face as face
 
     _fresh(to)
-    face.data(what, **{k.removeprefix("data."): v for k, v in _settings(settings).items()}).write(to)
+    face.dataset(what, **{k.removeprefix("data."): v for k, v in _settings(settings).items()}).write(to)
     print(f"wrote {to}")
 
 
@@ -175,7 +175,7 @@ def predict(
         from latticework.core.value import read_text
 
         fitted = fitted.at(**{k: read_text(v) for k, v in late.items()})
-    given = None if data is None else face.data(data, **of_data)
+    given = None if data is None else face.dataset(data, **of_data)
     with _spinner("predicting"):
         answers = fitted.predict(given, **_query(context.args, type(fitted.task)))
         answers.write(out)
@@ -195,7 +195,7 @@ def update(
     observe = getattr(fitted.model, "observe", None)
     if observe is None:
         raise UserError(f"{fitted.method.name} keeps no memory to update; fit it again on the new data")
-    observe(face.data(data).read())
+    observe(face.dataset(data).read())
     fitted.save(out or model)
     print(f"wrote {out or model}")
 
@@ -261,6 +261,7 @@ def compare(
     threads: Threads = 1,
     retry: Annotated[bool, typer.Option("--retry", help="Run failed cells again.")] = False,
     baselines: Annotated[bool, typer.Option(help="Add the task's trivial and its tuned classic baseline.")] = True,
+    classic: Annotated[int, typer.Option(help="Trials for the unasked classic baseline when --tune is 0.", min=0)] = 5,
     nets: Nets = [],
 ) -> None:
     """Compare methods on data under one honest protocol."""
@@ -274,7 +275,7 @@ def compare(
     run_and_show(
         face, data=data, methods=_entries(methods), task=task or chosen, repeats=repeats, tune=tune, jobs=jobs,
         cluster=cluster, time=_seconds(time), out=out, runs=runs, settings=rest, device=device, threads=threads, retry=retry,
-        baselines=baselines, nets=_nets(nets), command=shlex.join(["latticework", *_words]),
+        baselines=baselines, classic=classic, nets=_nets(nets), command=shlex.join(["latticework", *_words]),
     )  # fmt: skip
 
 

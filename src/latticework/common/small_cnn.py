@@ -203,7 +203,7 @@ class ImageNetwork(Backbone):
     model: ClassVar[type[ImageModel]] = ImageModel
 
     epochs: int = setting(25, "passes over the train images; the learning rate's cycle is tied to them", ge=1, le=10_000)
-    batch: int = setting(64, "images a step", ge=1, le=65_536)
+    batch: int = setting(32, "images a step", ge=1, le=65_536)
     lr: float = setting(2e-3, "peak learning rate of AdamW", gt=0, le=1, search=(3e-4, 1e-2, "log"))
     weight_decay: float = setting(0.01, "AdamW's", ge=0, le=10, search=(1e-4, 0.1, "log"))
 

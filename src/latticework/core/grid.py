@@ -6,6 +6,7 @@ ledger's locks; a cell held elsewhere is left for later.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import time
@@ -77,7 +78,7 @@ class Grid(Value):
                 if data.kind not in task.kinds:
                     raise UserError(f"{task.name} is for {', '.join(task.kinds)}, and {name} holds {data.kind}")
                 task = (task.with_settings(of_task) if of_task else task).for_data(data)
-                entries = list(self._entries(task, data, of_method))
+                entries = list(_apart(self._entries(task, data, of_method)))
                 plan = tuple(task.plan(data, self.repeats))
                 found.append(Case(f"{name} · {task.label}" if len(tasks) > 1 else name, data, task, tuple(entries), plan))
         return found
@@ -126,6 +127,14 @@ class Grid(Value):
                             label, case.data.plain(), case.task.plain(), method.plain(), fold, seed if method.chance else 0,
                         )))  # fmt: skip
         return [cell for _, cell in sorted(cells, key=lambda pair: pair[0])]
+
+
+def _apart(entries: Iterator[tuple[str, Method, bool]]) -> Iterator[tuple[str, Method, bool]]:
+    """Labels are what rows are told apart by: a second method of the same label is numbered."""
+    seen: dict[str, int] = {}
+    for label, method, unasked in entries:
+        seen[label] = seen.get(label, 0) + 1
+        yield label if seen[label] == 1 else f"{label} #{seen[label]}", method, unasked
 
 
 def tuned(method: Method, trials: int, keep: Sequence[str] = ()) -> Method:
@@ -197,8 +206,12 @@ def run_grid(
     cluster: str | None = None,
     retry: bool = False,
     on_done: Callable[[Cell, Result, int, int], None] | None = None,
+    workers: Pool | None = None,
 ) -> list[tuple[Cell, Result]]:
-    """Run every cell that is not finished; cells held by another process are waited for last."""
+    """Run every cell that is not finished; cells held by another process are waited for last.
+
+    `jobs` processes are started for this grid, or `workers` that run already are used.
+    """
     ledger = Ledger(root)
     digests: dict[str, str] = {}
     cells = grid.cells()
@@ -214,25 +227,29 @@ def run_grid(
             on_done(cells[i], found, len(results), len(cells))
         return True
 
-    tried: set[int] = set()
-    todo = [i for i in range(len(cells)) if not note(i)]
-    while todo:
-        later = []
+    def stream(todo: list[int]) -> Iterator[tuple[int, str]]:
         if cluster == "ray":
             from .cluster import ray_map
 
-            stream = ray_map(todo, cells, root, options, retry, jobs)
-        elif jobs > 1:
-            stream = _pool_map(todo, cells, root, options, retry, jobs)
-        else:
-            stream = ((i, run_cell(cells[i], root, options, retry)) for i in todo)
-        for i, _ in stream:
-            tried.add(i)
-            if not note(i):
-                later.append(i)
-        if later and len(later) == len(todo):
-            time.sleep(POLL_S)  # all that is left is held elsewhere
-        todo = later
+            return ray_map(todo, cells, root, options, retry, jobs)
+        if crew is not None:
+            return crew.run(todo, cells, root, options, retry)
+        return ((i, run_cell(cells[i], root, options, retry)) for i in todo)
+
+    tried: set[int] = set()
+    todo = [i for i in range(len(cells)) if not note(i)]
+    own = Pool(min(jobs, len(todo))) if jobs > 1 and len(todo) > 1 and workers is None and cluster is None else None
+    crew = workers or own
+    with own or contextlib.nullcontext():
+        while todo:
+            later = []
+            for i, _ in stream(todo):
+                tried.add(i)
+                if not note(i):
+                    later.append(i)
+            if later and len(later) == len(todo):
+                time.sleep(POLL_S)  # all that is left is held elsewhere
+            todo = later
     return [(cells[i], results[i]) for i in range(len(cells))]
 
 
@@ -243,27 +260,35 @@ def finished(grid: Grid, ledger: Ledger, options: Options = Options()) -> list[t
     return [(cell, result) for cell, result in found if result is not None]
 
 
-def _pool_map(
-    todo: Sequence[int], cells: Sequence[Cell], root: str, options: Options, retry: bool, jobs: int
-) -> Iterator[tuple[int, str]]:
-    with pool(jobs) as workers:
+class Pool:
+    """Worker processes that import nothing of the parent's state; they may serve several grids."""
+
+    def __init__(self, jobs: int) -> None:
+        import multiprocessing
+
+        self.jobs = jobs
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        self.workers: Executor = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.workers.shutdown(cancel_futures=True)
+
+    def run(
+        self, todo: Sequence[int], cells: Sequence[Cell], root: str, options: Options, retry: bool
+    ) -> Iterator[tuple[int, str]]:
+        """Cells in order, `jobs` at a time; yields each as it ends."""
         waiting: dict[Future[str], int] = {}
         queue = list(reversed(todo))
         while queue or waiting:
-            while queue and len(waiting) < jobs:
+            while queue and len(waiting) < self.jobs:
                 i = queue.pop()
-                waiting[workers.submit(run_cell, cells[i], root, options, retry)] = i
+                waiting[self.workers.submit(run_cell, cells[i], root, options, retry)] = i
             done, _ = wait(waiting, return_when="FIRST_COMPLETED")
             for future in done:
                 yield waiting.pop(future), future.result()
-
-
-def pool(jobs: int) -> Executor:
-    """Worker processes that import nothing of the parent's state."""
-    import multiprocessing
-
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
 
 
 def forecast(grid: Grid, root: str, options: Options = Options()) -> dict[str, Any]:

@@ -209,11 +209,12 @@ def _with_columns(graph: Graph, path: Path, nodes: pl.DataFrame, notes: list[str
 def _labels(graph: Graph, path: Path, column: pl.Series, notes: list[str]) -> Graph:
     text = column.fill_null("")
     known = text.filter(text != "")
-    classes = sorted(known.unique().to_list())
-    if len(classes) > MAX_CLASSES or (len(classes) > 50 and len(classes) == len(known)):
+    different = known.n_unique()
+    if different > MAX_CLASSES or (different > 50 and different == len(known)):
         raise UserError(
-            f"{path}: column 'label' has {len(classes)} different values in {len(known)} rows; it looks like an id or a number, not a class"
+            f"{path}: column 'label' has {different} different values in {len(known)} rows; it looks like an id or a number, not a class"
         )
+    classes = sorted(known.unique().to_list())
     code = {name: i for i, name in enumerate(classes)}
     y = np.array([code.get(v, -1) for v in text.to_list()], np.int64)
     missing = int((y < 0).sum())

@@ -304,7 +304,7 @@ class SparseOperator:
             raise ValueError("out must not share memory with X")
         arrays = (self.indptr, self.indices, self.values, X, out)
         # Small products and single threads skip the threading layer: it costs more than it gives.
-        if threads() == 1 or (self.nnz + self.shape[0]) * X.shape[1] < 1 << 15:
+        if threads() == 1 or (self.nnz + self.shape[0]) * X.shape[1] < 1 << 18:
             _rows_product(*arrays, 0, self.shape[0])
         else:
             run_parallel(_parallel_product, *arrays, self.bounds)

@@ -221,11 +221,14 @@ def over_smoothing(A: sp.sparray, hops: int = 200, columns: int = 64, rng: np.ra
     """
     from latticework.layers.propagation import normalise
 
-    A = sp.csr_array(A, dtype=np.float64)
+    A = sp.csr_array(A, dtype=np.float64, copy=True)
+    A.eliminate_zeros()  # an edge of weight 0 joins nothing
     if hops < 0:
         raise ValueError(f"hops must be >= 0, is {hops}")
     if A.shape[0] == 0:
         raise ValueError("the graph has no nodes")
+    if not (A.data >= 0).all():
+        raise ValueError("the adjacency must have weights >= 0, without NaN")
     if abs(A - A.T).max() > 1e-12:
         raise ValueError("the adjacency must be symmetric; take max(A, A^T)")
     factor, component = smoothing_limit(A)

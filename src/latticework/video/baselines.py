@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from pydantic import model_validator
 
-from latticework.core.errors import UserError
+from latticework.core.errors import OutOfTime, UserError
 from latticework.core.method import Codec, Method, Model
 from latticework.core.run import Run
 from latticework.core.task import Part
@@ -88,11 +88,13 @@ class CodecModel(Model):
         return other
 
     def points(self) -> Sequence[Mapping[str, Any]]:
-        own = self.method.crf
-        return tuple({"crf": crf} for crf in (own, *(c for c in self.method.rates if c != own)))
+        rates = [self.method.crf, *(c for c in self.method.rates if c != self.method.crf)]
+        return tuple({"crf": crf} for crf in rates if crf in self.streams)
 
     def stored(self) -> bytes:
         """The bare coded stream, without a container."""
+        if self.method.crf not in self.streams:
+            raise UserError(f"time ran out before crf={self.method.crf} was coded; there are {', '.join(map(str, self.streams))}")
         return self.streams[self.method.crf]
 
     @cached_property
@@ -149,7 +151,11 @@ class CodecMethod(Method):
         streams = {}
         for step, crf in enumerate(self.rates):
             streams[crf] = encode_frames(frames, self.codec, crf=crf, preset=str(self.preset)).data
-            run.log(step, bytes=len(streams[crf]))
+            try:
+                run.log(step, bytes=len(streams[crf]))
+            except OutOfTime:
+                run.stopped = True
+                break
         return CodecModel(self, view.schema(), streams)
 
 

@@ -153,6 +153,13 @@ class VideoRegression(Task):
             view = self.view(clip)
         return Part(view, frame_range(str(query.frames), schema["frames"]), None, schema)  # type: ignore[attr-defined]
 
+    def hidden(self, test: Part) -> list[Any]:
+        """Frames and pixels kept from the fit; what is seen is what is to be given back, and no secret."""
+        view: ClipView = test.data
+        held = np.setdiff1d(np.arange(view.total), view.index)
+        secret = [] if not len(held) else [test.truth[held], *test.truth[held]]
+        return secret if view.hole is None else [*secret, test.truth, test.truth[:, view.hole], *test.truth]
+
     # -- judging ---------------------------------------------------------------------------------------------------
     def answer(self, model: Any, part: Part, run: Run) -> Reconstruction:
         if hasattr(model, "to"):

@@ -50,7 +50,7 @@ STRIDE_CHOICES = ((5, 4, 2), (5, 4, 2, 2), (5, 4, 4, 2), (5, 4, 4, 2, 2))  # pro
 MOST_PLACES = 10  # chosen strides reduce a frame to at most so many places, where one of them can (the paper's: 2 x 4)
 CHOSEN_WIDTH = 16  # first width of a decoder whose size is not given
 LOOKS = 24  # how often a fit measures its PSNR over all frames
-BATCH_PIXELS = 1 << 21  # decoded at once
+BATCH_PIXELS = 1 << 17  # decoded at once: more falls out of the cache and is slower
 
 
 class Plan(NamedTuple):
@@ -153,7 +153,8 @@ class NeuralClip(Model):
         network = self.method.decoder(self.schema)
         state = {name: q.values() for name, q in content.tensors.items() if name != "embeddings"}
         network.load_state_dict(state)
-        return network.to(self.device).eval()
+        # channels last: convolutions of few channels are up to twice as fast on a CPU
+        return network.to(self.device, memory_format=torch.channels_last).eval()
 
     @cached_property
     def _codes(self) -> Tensor | None:
@@ -315,7 +316,7 @@ class NeuralVideo(Method):
         schema = {**view.schema(), "strides": list(plan.strides), "first": plan.first, "padded": [plan.height, plan.width]}
         encoder = self.encoder(plan)
         network = nn.ModuleDict({"decoder": self.decoder(schema)} | ({"encoder": encoder} if encoder is not None else {}))
-        network.to(run.device)
+        network.to(run.device, memory_format=torch.channels_last)
         numbers = count(network["decoder"]) + (encoder is not None) * self.embeddings_of(seen_frames, plan)
         run.notes.append(f"{numbers} numbers stored (size {self.size or 'chosen'}); the decoder's first width is {plan.first}")
 
@@ -369,7 +370,10 @@ class NeuralVideo(Method):
             return Watch(-latest["epoch"], curves)  # the newest is always the best: a schedule runs to its end
 
         train(network, step, run, epochs=self.epochs, optimiser=optimiser, watch=watch)
-        weights = {k: v.detach().cpu().clone() for k, v in network["decoder"].state_dict().items()}
+        weights = {
+            k: v.detach().cpu().contiguous().clone(memory_format=torch.contiguous_format)
+            for k, v in network["decoder"].state_dict().items()
+        }
         embeddings = None
         if encoder is not None:
             with torch.no_grad():

@@ -1,0 +1,140 @@
+"""The command line as a person types it, on a folder of their own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+import latticework as lw
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def mine(graph_folder: Path) -> Path:
+    """The block graph with the labels of ten nodes missing and a categorical column."""
+    nodes = pl.read_csv(graph_folder / "nodes.csv", infer_schema=False)
+    label = [("" if i < 10 else text) for i, text in enumerate(nodes["label"])]
+    nodes = nodes.with_columns(pl.Series("label", label), pl.Series("shade", ["dark", "light"] * 30))
+    (graph_folder / "nodes.csv").write_bytes(b"\xef\xbb\xbf" + nodes.write_csv().replace("\n", "\r\n").encode())
+    return graph_folder
+
+
+def test_check_fit_predict_score(mine: Path, tmp_path: Path, command: Command) -> None:
+    status, said, _ = command("data", "check", mine)
+    assert status == 0 and "nodes: 60" in said and "10 nodes have no label" in said and "gcn" in said
+    model, predictions = tmp_path / "MODEL", tmp_path / "predictions.csv"
+    status, said, _ = command("fit", "gcn", mine, "-s", "epochs=60", "-s", "hidden=16", "-o", model)
+    assert status == 0 and "chosen on validation loss" in said and f"wrote {model}" in said
+    status, said, _ = command("predict", model, mine, "-o", predictions)
+    assert status == 0, said
+    table = pl.read_csv(predictions)
+    assert table.columns == ["id", "prediction", "p(class 0)", "p(class 1)", "p(class 2)"]
+    assert table["id"].to_list() == [f"node {i}" for i in range(10)]
+    assert np.allclose(table.select(pl.col(r"^p\(.*$")).to_numpy().sum(1), 1, atol=1e-6)
+    truth = tmp_path / "truth.csv"
+    truth.write_text("id,label\n" + "".join(f"node {i},class {i % 3}\n" for i in range(60)))
+    status, said, _ = command("score", "node-classification", predictions, truth)
+    assert status == 0 and "accuracy" in said
+    # what the command says is what scikit-learn says
+    expected = np.mean([f"class {i % 3}" == p for i, p in enumerate(table["prediction"])])
+    assert f"{expected:.4f}" in said
+    status, said, _ = command("predict", model, mine, "-o", tmp_path / "all.csv", "--nodes", "all")
+    assert status == 0 and pl.read_csv(tmp_path / "all.csv").height == 60
+
+
+def test_a_saved_model_matches_a_new_file_by_name(mine: Path, tmp_path: Path, command: Command) -> None:
+    assert command("fit", "mlp", mine, "-s", "epochs=20", "-o", tmp_path / "M")[0] == 0
+    other = tmp_path / "other"
+    shutil.copytree(mine, other)
+    nodes = pl.read_csv(other / "nodes.csv", infer_schema=False)
+    nodes.select(nodes.columns[::-1]).with_columns(pl.lit("1").alias("extra")).write_csv(other / "nodes.csv")
+    for name, folder in (("a.csv", mine), ("b.csv", other)):
+        assert command("predict", tmp_path / "M", folder, "-o", tmp_path / name)[0] == 0
+    assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()
+    nodes.drop("f2").write_csv(other / "nodes.csv")
+    status, _, said = command("predict", tmp_path / "M", other, "-o", tmp_path / "c.csv")
+    assert status == 2 and "1 are missing here, first 'f2'" in said and not (tmp_path / "c.csv").exists()
+
+
+def test_a_model_of_one_graph_says_how_to_refit(mine: Path, tmp_path: Path, command: Command) -> None:
+    assert command("fit", "label-propagation", mine, "-o", tmp_path / "M")[0] == 0
+    with (mine / "edges.csv").open("a") as file:
+        file.write("node 0,node 59\n")
+    status, _, said = command("predict", tmp_path / "M", mine, "-o", tmp_path / "p.csv")
+    assert status == 2 and "fit again: latticework fit label-propagation" in said
+
+
+def test_compare_writes_every_form_and_resumes(mine: Path, tmp_path: Path, command: Command) -> None:
+    forms = [tmp_path / f"board.{e}" for e in ("html", "csv", "json", "md", "tex")]
+    outputs = [w for form in forms for w in ("-o", form)]
+    words = (
+        "compare", mine, "-m", "mlp,fastrp(dim=16)", "--repeats", "2", "--runs", tmp_path / "runs", "-s", "epochs=5", "--classic", "1", *outputs,
+    )  # fmt: skip
+    status, said, err = command(*words)
+    assert status == 0, said + err
+    assert "fastrp(dim=16) + logistic regression" in said and "gcn, tuned [unasked]" in said and "majority [unasked]" in said
+    assert all(form.stat().st_size > 200 for form in forms)
+    board = json.loads((tmp_path / "board.json").read_text())
+    assert {row["label"] for row in board["cases"][0]["rows"]} >= {"majority", "mlp(epochs=5)"}
+    status, _, err = command(*words)
+    assert status == 0 and "8 cells, 8 finished before" in err
+    assert command("report", tmp_path / "runs", "-o", tmp_path / "again.html")[0] == 0
+    assert (tmp_path / "again.html").stat().st_size > 10_000
+
+
+def test_embed_writes_vectors_with_their_ids(mine: Path, tmp_path: Path, command: Command) -> None:
+    for name in ("v.npy", "v.csv", "v.parquet"):
+        status, said, err = command("embed", mine / "edges.csv", "-m", "fastrp", "-s", "dim=8", "-o", tmp_path / name)
+        assert status == 0, said + err
+    vectors, ids = np.load(tmp_path / "v.npy"), pl.read_csv(tmp_path / "v.ids.csv")["id"]
+    assert vectors.shape == (60, 8) and len(ids) == 60
+    table = pl.read_csv(tmp_path / "v.csv")
+    assert table["id"].to_list() == ids.to_list() and np.allclose(table.drop("id").to_numpy(), vectors, atol=1e-5)
+    status, _, said = command("embed", mine, "-m", "gcn", "-o", tmp_path / "w.npy")
+    assert status == 2 and "gives no vectors; methods that do: deepwalk, fastrp, svd" in said
+
+
+def test_probe_show_methods_export(mine: Path, tmp_path: Path, command: Command) -> None:
+    status, said, _ = command("probe", "amud", mine, "-s", "data.directed=true", "-o", tmp_path / "amud.json")
+    assert status == 0 and "decision" in said and json.loads((tmp_path / "amud.json").read_text())["scalars"]["S"] >= 0
+    status, said, _ = command("show", "dagnn")
+    assert status == 0 and "Towards Deeper" in said and "hops" in said and "Evidence" in said
+    status, said, _ = command("methods", "--search", "heterophily")
+    assert status == 0 and "adpa" in said and "dagnn" not in said
+    assert command("data", "export", "karate", tmp_path / "karate")[0] == 0
+    status, said, _ = command("data", "check", tmp_path / "karate")
+    assert status == 0 and "nodes: 34" in said and "pairs joined: 78" in said
+    status, _, said = command("data", "export", "karate", tmp_path / "karate")
+    assert status == 2 and "exists" in said
+
+
+def test_a_time_budget_stops_the_fit_and_says_so(mine: Path, tmp_path: Path, command: Command) -> None:
+    status, said, _ = command(
+        "fit", "gcn", mine, "-s", "epochs=100000", "-s", "patience=100000", "--time", "0.2s", "-o", tmp_path / "M"
+    )
+    assert status == 0 and "stopped by --time" in said
+    assert json.loads((tmp_path / "M" / "model.json").read_text())["provenance"]["stopped"] is True
+
+
+def test_the_python_face_says_the_same(mine: Path, tmp_path: Path, command: Command) -> None:
+    model = lw.fit("mlp", mine, epochs=20)
+    model.predict().write(tmp_path / "python.csv")
+    assert command("fit", "mlp", mine, "-s", "epochs=20", "-o", tmp_path / "M")[0] == 0
+    assert command("predict", tmp_path / "M", mine, "-o", tmp_path / "command.csv")[0] == 0
+    assert (tmp_path / "python.csv").read_text() == (tmp_path / "command.csv").read_text()
+    board = lw.compare(mine, methods=["mlp(epochs=3)"], repeats=2, baselines=False)
+    assert board.cases[0].rows[0].n == 2
+
+
+def test_debug_shows_the_traceback(capfd: pytest.CaptureFixture[str]) -> None:
+    from latticework.cli import run
+
+    assert run(["fit", "gnc", "karate", "-o", "x"], debug=True) == 2
+    assert "Traceback" in capfd.readouterr().err

@@ -1,0 +1,234 @@
+"""Grids: killed and restarted, shared by processes and by Ray, tuned with an equal budget, with failures recorded."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from latticework.core import registry, store
+from latticework.core.evaluate import Options, evaluate
+from latticework.core.grid import Grid, Pool, finished, forecast, run_grid, tuned
+from latticework.core.grid import entry_of as method_of
+from latticework.core.ledger import Ledger
+from latticework.core.run import Run
+from latticework.core.task import Part
+from latticework.core.tuning import Tuned
+from latticework.nodes.baselines import Majority
+
+DRIVER = Path(__file__).parent / "kill_driver.py"
+SMALL = {"data": ["karate"], "entries": ["mlp(epochs=5)", "svd(dim=4)", "majority"], "repeats": 3, "baselines": False}
+
+
+def cells_of(root: Path) -> dict[str, Any]:
+    """Cell -> what must repeat bit for bit."""
+    found = {}
+    for folder in sorted((root / "cells").iterdir()):
+        plain = json.loads((folder / "result.json").read_text())
+        found[folder.name] = (plain["status"], plain["headline"], json.dumps(plain["scores"], sort_keys=True))
+    return found
+
+
+def nothing_half_written(root: Path) -> None:
+    for folder in (root / "fits").iterdir():
+        store.load_model(folder)  # every hash is checked
+        assert (folder / "fit.json").exists()
+    assert all((folder / "result.json").exists() for folder in (root / "cells").iterdir())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    root = tmp_path_factory.mktemp("whole") / "runs"
+    subprocess.run([sys.executable, str(DRIVER), str(root), "0", "0"], check=True, capture_output=True)
+    return cells_of(root)
+
+
+def test_a_grid_killed_at_random_moments_ends_with_the_same_bits(undisturbed: dict[str, Any], tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    done = subprocess.run([sys.executable, str(DRIVER), str(root), "10", "7"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "killed 10 times" in done.stdout, done.stdout
+    assert cells_of(root) == undisturbed
+    nothing_half_written(root)
+
+
+def test_three_processes_share_the_cells(undisturbed: dict[str, Any], tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    workers = [subprocess.Popen([sys.executable, str(DRIVER), str(root), "0", "0"], stderr=subprocess.PIPE) for _ in range(3)]
+    for worker in workers:
+        assert worker.wait(timeout=300) == 0, worker.stderr and worker.stderr.read()
+    assert cells_of(root) == undisturbed
+    nothing_half_written(root)
+
+
+def test_two_jobs_give_the_same_bits_as_one(tmp_path: Path) -> None:
+    grid = Grid.make(SMALL)
+    run_grid(grid, str(tmp_path / "one"))
+    run_grid(grid, str(tmp_path / "two"), jobs=2)
+    assert cells_of(tmp_path / "one") == cells_of(tmp_path / "two")
+
+
+def test_ray_runs_the_cells_and_survives_a_killed_worker(tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    grid = Grid.make(SMALL | {"entries": ["mlp(epochs=400)", "gcn(epochs=400)", "svd(dim=4)", "majority"]})
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    killed: list[int] = []
+
+    def kill_one(cell: Any, result: Any, done: int, total: int) -> None:
+        if killed:
+            return
+        import psutil
+
+        busy = [p for p in psutil.process_iter() if _name(p).startswith("ray::run_cell")]
+        if busy:
+            busy[0].kill()
+            killed.append(busy[0].pid)
+
+    try:
+        run_grid(grid, str(tmp_path / "ray"), jobs=2, cluster="ray", on_done=kill_one)
+    finally:
+        ray.shutdown()
+    assert killed, "no worker was caught at work"
+    run_grid(grid, str(tmp_path / "here"))
+    assert cells_of(tmp_path / "ray") == cells_of(tmp_path / "here")
+
+
+def _name(process: Any) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except Exception:
+        return ""
+
+
+def test_it_goes_seed_by_seed_and_a_method_without_chance_counts_once() -> None:
+    cells = Grid.make(SMALL | {"data": ["digits-knn"], "settings": [["task.protocol", "random"]]}).cells()
+    assert [c.fold for c in cells] == [f"random-{i}" for i in range(3) for _ in range(3)]
+    assert {c.seed for c in cells if c.entry == "majority"} == {0}
+
+
+def test_every_method_is_tuned_with_the_same_budget() -> None:
+    grid = Grid.make({"data": ["karate"], "entries": ["mlp", "gcn(layers=3)", "majority"], "tune": 7})
+    methods = {label: method for label, method, _ in grid.cases()[0].entries}
+    mine = [m for m in methods.values() if isinstance(m, Tuned)]
+    assert {m.trials for m in mine} == {7} and len(mine) == 3  # mlp, gcn, and the classic baseline
+    assert not isinstance(methods["majority"], Tuned)
+    assert "layers" not in tuned(method_of("gcn(layers=3)"), 7, ["layers"]).space()  # type: ignore[attr-defined]
+
+
+def test_tuning_is_nested_and_its_first_trial_is_the_method_as_given(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    from latticework.core.dataset import open_data
+    from latticework.nodes.tasks import NodeClassification
+
+    data = open_data("karate")
+    task = NodeClassification().for_data(data)
+    once = evaluate(task, data, method_of("tuned(method=mlp(epochs=5); trials=1)"), "random-0", 0, ledger)
+    plain = evaluate(task, data, method_of("mlp(epochs=5)"), "random-0", 0, ledger)
+    assert once.headline == plain.headline
+    many = evaluate(task, data, method_of("tuned(method=mlp(epochs=5); trials=4)"), "random-0", 0, ledger)
+    assert "chosen of 4 trials on validation" in " ".join(many.facts["notes"]) and len(many.curve["valid"]) == 4
+
+
+class Failing(Majority):
+    """Fails as long as a file is there."""
+
+    name: ClassVar[str] = "failing"
+    flag: ClassVar[Path]
+
+    def fit(self, train: Part, valid: Part | None, run: Run) -> Any:
+        if self.flag.exists():
+            raise ZeroDivisionError("the flag is up")
+        return super().fit(train, valid, run)
+
+
+@pytest.fixture
+def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Failing]]:
+    monkeypatch.setattr(Failing, "flag", tmp_path / "flag", raising=False)
+    entry = registry.Entry("method", "failing", "", "fails", "tests", Path(), {"tasks": ["node-classification"]})
+    monkeypatch.setattr(
+        registry.Entry, "load", lambda self, old=registry.Entry.load: Failing if self.name == "failing" else old(self)
+    )
+    known = dict(registry._entries()) | {("method", "failing"): (entry,)}
+    monkeypatch.setattr(registry, "_entries", lambda: known)
+    yield Failing
+
+
+def test_a_failed_cell_is_recorded_and_retried_on_request(failing: type[Failing], tmp_path: Path) -> None:
+    failing.flag.touch()
+    grid = Grid.make({"data": ["karate"], "entries": ["failing", "majority"], "repeats": 2, "baselines": False})
+    found = run_grid(grid, str(tmp_path / "r"))
+    bad = [r for c, r in found if c.entry == "failing"]
+    assert {r.status for r in bad} == {"failed"} and bad[0].error == "ZeroDivisionError: the flag is up"
+    assert "the flag is up" in bad[0].provenance["traceback"]
+    failing.flag.unlink()
+    assert {r.status for c, r in run_grid(grid, str(tmp_path / "r")) if c.entry == "failing"} == {"failed"}
+    assert {r.status for c, r in run_grid(grid, str(tmp_path / "r"), retry=True) if c.entry == "failing"} == {"done"}
+
+
+def test_a_time_budget_stops_a_cell_and_it_is_no_evidence(tmp_path: Path) -> None:
+    grid = Grid.make({"data": ["karate"], "entries": ["gcn(epochs=100000; patience=100000)"], "repeats": 1, "baselines": False})
+    ((_, result),) = run_grid(grid, str(tmp_path), Options(time_s=0.3))
+    assert result.status == "stopped" and result.headline is not None
+    assert not list((tmp_path / "fits").iterdir())  # others must not take it for the whole fit
+
+
+def test_a_fit_that_is_cut_short_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    """Checkpoints: the same weights whether or not the process died in the middle."""
+    from latticework.core.dataset import open_data
+    from latticework.core.run import fitted
+    from latticework.nodes.tasks import NodeClassification
+
+    data = open_data("karate")
+    task = NodeClassification().for_data(data)
+    fold = task.fold(data, "random-0")
+    method = method_of("gcn(epochs=30)")
+
+    class Died(BaseException):
+        pass
+
+    def run_with(root: Path, die_at: int | None, resume: bool = False) -> dict[str, Any]:
+        def on_log(label: str, step: int, values: Mapping[str, float]) -> None:
+            if die_at is not None and step == die_at:
+                raise Died
+
+        run = Run(task=task, digest=data.digest(), fold="random-0", ledger=Ledger(root), on_log=on_log)
+        keep = run.keep
+        run.keep = lambda step, state: keep(step, state, every_s=0.0)  # type: ignore[method-assign]
+        with run.seeded():
+            return dict(fitted(method, fold.train, fold.valid, run).state())
+
+    whole = run_with(tmp_path / "whole", None)
+    with pytest.raises(Died):
+        run_with(tmp_path / "cut", 17)
+    assert list((tmp_path / "cut" / "work").iterdir())
+    resumed = run_with(tmp_path / "cut", None)
+    assert all((whole[k] == resumed[k]).all() for k in whole) and not list((tmp_path / "cut" / "work").iterdir())
+
+
+def test_the_cost_is_said_beforehand(tmp_path: Path) -> None:
+    grid = Grid.make(SMALL)
+    assert forecast(grid, str(tmp_path))["unknown"] == 9
+    run_grid(Grid.make(SMALL | {"repeats": 1}), str(tmp_path))
+    known = forecast(grid, str(tmp_path))
+    assert known["left"] == 6 and known["unknown"] == 0 and known["seconds"] > 0
+    assert len(finished(grid, Ledger(tmp_path))) == 3
+
+
+def test_no_overhead_worth_a_word(tmp_path: Path) -> None:
+    """The lattice's own work on a cell, counted in files: a fit, a cell, nothing else."""
+    run_grid(Grid.make(SMALL | {"entries": ["majority"], "repeats": 1}), str(tmp_path))
+    kept = sorted(str(p.relative_to(tmp_path)).split(os.sep)[0] for p in tmp_path.rglob("*") if p.is_file())
+    assert set(kept) == {"cells", "fits", "locks"}
+
+
+def test_workers_are_started_once(tmp_path: Path) -> None:
+    with Pool(2) as pool:
+        first = run_grid(Grid.make(SMALL | {"repeats": 1}), str(tmp_path / "a"), workers=pool)
+        again = run_grid(Grid.make(SMALL | {"repeats": 1}), str(tmp_path / "b"), workers=pool)
+    assert [r.headline for _, r in first] == [r.headline for _, r in again]
