@@ -51,9 +51,9 @@ class Fitted:
     def predict(self, data: Any = None, **query: Any) -> Answers:
         """Answers for data (left out: the data it was fitted on); `query` are the task's questions."""
         given = self.data if data is None else open_data(data)
-        if given is None:
+        if given is None and self.task.needs_data:
             raise UserError("this model was loaded from a file: name the data to predict")
-        if given.kind not in self.task.kinds:
+        if given is not None and given.kind not in self.task.kinds:
             raise UserError(f"{self.task.name} is for {', '.join(self.task.kinds)}, and this is {given.kind}")
         values, part = ask(self.model, self.task, given, query)
         return Answers(values, part, self.task)
@@ -67,9 +67,14 @@ class Fitted:
         return self.model.explain(self.predict(data).part)
 
     def save(self, to: str | Path) -> Path:
-        """A folder that `load` reads back."""
-        store.save_model(self.model, Path(to), self.provenance())
-        return Path(to)
+        """A folder that `load` reads back; or one file, where the name has the ending of the method's own form."""
+        path = Path(to)
+        entry = store.own_form(path)
+        if entry is not None and isinstance(self.method, entry.load()):
+            self.model.write(path)  # type: ignore[attr-defined]
+        else:
+            store.save_model(self.model, path, self.provenance())
+        return path
 
     def provenance(self) -> dict[str, Any]:
         """Where the model comes from."""
@@ -149,6 +154,9 @@ def _task_for(method: Method, data: Dataset) -> Task:
 
 def load(path: str | Path, nets: Mapping[str, str] | None = None) -> Fitted:
     """A saved model. Nothing in the files is executed."""
+    if Path(path).is_file() and store.own_form(Path(path)) is not None:
+        model = store.load_model(path)
+        return Fitted(model, task_of(model.method.tasks[0]), None, None, {})
     head = store.read_head(Path(path))
     facts = head["provenance"]
     if "task" not in facts:

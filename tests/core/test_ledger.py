@@ -148,5 +148,8 @@ def test_a_skops_file_with_foreign_code_is_not_loaded(graph_folder: Path, tmp_pa
         lw.load(folder)
 
 
-def test_files_are_private_to_nobody(saved: Path) -> None:
-    assert stat.S_IMODE((saved / "model.json").stat().st_mode) & 0o400
+def test_files_have_the_permissions_of_others_of_the_user(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("x")
+    write_whole(tmp_path / "whole", "x")
+    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain", "whole")}
+    assert len(modes) == 1

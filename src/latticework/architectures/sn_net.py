@@ -51,7 +51,6 @@ class SNNetModel(Model):
     """A stitchable net with its table of operating points."""
 
     method: SNNetMethod
-    device: str = "cpu"
 
     def __init__(
         self, method: SNNetMethod, schema: Mapping[str, Any], net: StitchableNet | None, state: Mapping[str, Tensor] | None = None
@@ -84,9 +83,13 @@ class SNNetModel(Model):
 
     def to(self, device: str) -> Self:
         """Answer on this device from now on."""
-        self.device = device
         self.network.to(device)
         return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the net is; all copies that `at` makes share it."""
+        return next(self.network.parameters()).device
 
     # -- operating points ----------------------------------------------------------------------------------------------
     def table(self) -> tuple[Point, ...]:
@@ -269,10 +272,9 @@ class SNNetMethod(Method):
         nets, plains = self._anchors(train_part, valid, run)
         pixels, y = images_of(train_part), torch.from_numpy(train_part.truth)
         net = join(self, [n.to(run.device).eval() for n in nets], as_input(pixels[:1]).to(run.device))
-        classes = net._shapes[0][-1][0]
-        if classes != len(train_part.schema["classes"]):
+        if net.classes != len(train_part.schema["classes"]):
             raise UserError(
-                f"sn-net: the anchors tell {classes} classes apart, and the data have {len(train_part.schema['classes'])}"
+                f"sn-net: the anchors tell {net.classes} classes apart, and the data have {len(train_part.schema['classes'])}"
             )
         if self.init == "least-squares":
             chosen = run.rng("calibration").permutation(len(y))[: self.calibration]

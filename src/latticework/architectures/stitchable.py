@@ -371,6 +371,11 @@ class StitchableNet(nn.Module):
         """How many ids there are."""
         return len(self.configurations)
 
+    @property
+    def classes(self) -> int:
+        """How many classes the anchors tell apart."""
+        return self._shapes[0][-1][0]
+
     def _known(self, stitch: int) -> int:
         if isinstance(stitch, bool) or not isinstance(stitch, int) or not 0 <= stitch < len(self):
             raise ValueError(f"there is no stitch {stitch}: ids go from 0 to {len(self) - 1}")

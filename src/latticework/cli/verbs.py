@@ -152,11 +152,9 @@ def fit(
 
 
 @app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     epilog="Example: latticework predict MODEL my-graph/ -o predictions.csv --nodes all",
 )
 def predict(
-    context: typer.Context,
     model: Annotated[Path, typer.Argument(help="What `fit -o` wrote.")],
     data: Annotated[str | None, typer.Argument(help="Your files.")] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Where the answers go.")] = None,
@@ -177,7 +175,7 @@ def predict(
         fitted = fitted.at(**{k: read_text(v) for k, v in late.items()})
     given = None if data is None else face.dataset(data, **of_data)
     with _spinner("predicting"):
-        answers = fitted.predict(given, **_query(context.args, type(fitted.task)))
+        answers = fitted.predict(given, **_query(type(fitted.task)))
         answers.write(out)
     print(f"wrote {out}")
 
@@ -333,6 +331,7 @@ def reproduce(
 
 # -- reading options -------------------------------------------------------------------------------------------------
 _words: list[str] = []
+_questions: dict[str, str] = {}
 
 
 def expand(words: list[str]) -> list[str]:
@@ -342,6 +341,8 @@ def expand(words: list[str]) -> list[str]:
     _words[:] = words
     if not words or words[0].startswith("-"):
         return words
+    if words[0] == "predict":
+        return [words[0], *_without_questions(words[1:])]
     aliases = registry.wing_facts("aliases")
     if words[0] not in aliases:
         return words
@@ -353,7 +354,28 @@ def expand(words: list[str]) -> list[str]:
             print("\n".join([f"Aliases of the verbs for {words[0]}:", *lines]))
             raise typer.Exit
         raise UserError(f"{words[0]} has no command {words[1]!r}; {nearest(words[1], table) or known}")
-    return fill_alias(table[words[1]], words[2:], f"{words[0]} {words[1]}")
+    made = fill_alias(table[words[1]], words[2:], f"{words[0]} {words[1]}")
+    return [made[0], *_without_questions(made[1:])] if made[0] == "predict" else made
+
+
+def _without_questions(words: list[str]) -> list[str]:
+    """A task's questions (``--frames 2:5``) set aside for `predict`, which alone knows its model's task."""
+    own = {"--out", "--set", "--net", "--help"}
+    left, i = [], 0
+    _questions.clear()
+    while i < len(words):
+        name, equals, value = words[i].partition("=")
+        if name.startswith("--") and name not in own:
+            if not equals:
+                if i + 1 >= len(words):
+                    raise UserError(f"{name} needs a value")
+                value = words[i + 1]
+                i += 1
+            _questions[name[2:]] = value
+        else:
+            left.append(words[i])
+        i += 1
+    return left
 
 
 def fill_alias(template: str, words: list[str], name: str) -> list[str]:
@@ -437,26 +459,13 @@ def _seconds(text: str) -> float | None:
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
-def _query(words: list[str], task: Any) -> dict[str, Any]:
-    """``--field value`` pairs, checked against the task's Query."""
-    found: dict[str, Any] = {}
+def _query(task: Any) -> dict[str, Any]:
+    """The questions of the command line, checked against the task's Query."""
     fields = task.Query.model_fields
-    i = 0
-    while i < len(words):
-        word = words[i]
-        if not word.startswith("--"):
-            raise UserError(f"predict does not know what {word!r} is; questions are written --field value")
-        key, equals, value = word[2:].partition("=")
+    for key in _questions:
         if key not in fields:
-            raise UserError(f"predict has no option --{key}; {nearest(key, fields)}")
-        if not equals:
-            if i + 1 >= len(words):
-                raise UserError(f"--{key} needs a value")
-            value = words[i + 1]
-            i += 1
-        found[key] = value
-        i += 1
-    return found
+            raise UserError(f"predict has no option --{key} for {task.name}; {nearest(key, fields)}")
+    return dict(_questions)
 
 
 def _fresh(path: Path) -> None:

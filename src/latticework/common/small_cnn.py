@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -127,8 +127,8 @@ def images_of(part: Part) -> np.ndarray:
     return found
 
 
-def probabilities(network: nn.Module, pixels: np.ndarray, device: str) -> np.ndarray:
-    """Softmax of a network's logits, float64 [n, K], in batches; the network is in evaluation mode."""
+def probabilities(network: Callable[[Tensor], Tensor], pixels: np.ndarray, device: str | torch.device) -> np.ndarray:
+    """Softmax of a network's logits, float64 [n, K], in batches; the network is in evaluation mode, and n >= 1."""
     with torch.inference_mode():
         found = [
             network(as_input(pixels[i : i + BATCH]).to(device)).double().softmax(1).cpu() for i in range(0, len(pixels), BATCH)

@@ -193,10 +193,10 @@ def fit(
 
 
 def ask(
-    model: Model, task: Task, data: Dataset, query: Mapping[str, Any] | None = None, run: Run | None = None
+    model: Model, task: Task, data: Dataset | None, query: Mapping[str, Any] | None = None, run: Run | None = None
 ) -> tuple[Any, Part]:
     """Answers for a user's files."""
     part = task.ask(data, task.Query.make(query or {}), model.schema)
-    run = run or Run(task=task, digest=data.digest(), fold="ask")
+    run = run or Run(task=task, digest=data.digest() if data else "", fold="ask")
     with run.seeded("answer"):
         return task.answer(model, part, run), part

@@ -59,6 +59,7 @@ def write_whole(path: Path, data: bytes | str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
+            os.fchmod(handle, 0o666 & ~_umask())  # a temporary file is private by default; this one is the user's
             with os.fdopen(handle, "wb") as file:
                 file.write(data.encode() if isinstance(data, str) else data)
                 file.flush()
@@ -68,6 +69,12 @@ def write_whole(path: Path, data: bytes | str) -> None:
             with contextlib.suppress(OSError):
                 os.unlink(name)
             raise
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 def write_folder(final: Path, fill: Callable[[Path], None], scratch: Path | None = None) -> None:

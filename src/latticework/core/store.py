@@ -127,6 +127,14 @@ def read_head(folder: Path) -> dict[str, Any]:
     return head
 
 
+def own_form(path: Path) -> registry.Entry | None:
+    """The method whose models have a file form of their own with this ending (``clip.hnerv``), or none."""
+    for entry in registry.entries("method"):
+        if path.suffix and entry.facts.get("suffix") == path.suffix.lower():
+            return entry
+    return None
+
+
 def load_model(folder: Path | str, nets: Mapping[str, str] | None = None) -> Model:
     """A saved model. Every file's SHA-256 must be the recorded one.
 
@@ -136,6 +144,9 @@ def load_model(folder: Path | str, nets: Mapping[str, str] | None = None) -> Mod
     from safetensors.torch import load_file
 
     folder = Path(folder)
+    entry = own_form(folder) if folder.is_file() else None
+    if entry is not None:
+        return entry.load().model.read(folder)  # type: ignore[no-any-return]
     head = read_head(folder)
     state: dict[str, Any] = {}
     for name, expected in head["files"].items():

@@ -53,6 +53,7 @@ class Task(Value):
     headline_metric: ClassVar[str]
     readouts: ClassVar[Mapping[str, str]] = {}  # role -> method name that stands between
     Query: ClassVar[type[Value]] = Query
+    needs_data: ClassVar[bool] = True  # False: a model answers from itself (a decoder does)
 
     def for_data(self, data: Dataset) -> Self:
         """The same task with fields left open ("auto") decided by the data, so that its identity is concrete."""
@@ -78,7 +79,7 @@ class Task(Value):
     def fold(self, data: Dataset, name: str) -> Fold: ...
 
     @abstractmethod
-    def ask(self, data: Dataset, query: Value, schema: Facts) -> Part:
+    def ask(self, data: Dataset | None, query: Value, schema: Facts) -> Part:
         """A user's files as a part without truth."""
 
     @abstractmethod

@@ -8,6 +8,7 @@ Pixels are uint8 ``[n, H, W, C]``, C = 1 where every picture is grey, else 3.
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -103,7 +104,7 @@ class ImageSet(Dataset):
             "labelled": len(known),
             "class sizes": {name: int(n) for name, n in zip(images.classes, sizes, strict=True)},
             "split": split,
-            "duplicates": _duplicates(images.pixels),
+            "duplicates": _duplicates(images),
         }
 
     def check(self) -> list[str]:
@@ -131,8 +132,14 @@ class ImageSet(Dataset):
         return None
 
 
-def _duplicates(pixels: Array) -> int:
-    return len(pixels) - len({hashlib.sha256(p.tobytes()).digest() for p in pixels})
+_counted: weakref.WeakKeyDictionary[Images, int] = weakref.WeakKeyDictionary()
+
+
+def _duplicates(images: Images) -> int:
+    """How many pictures are exact copies of an earlier one; counted once a set."""
+    if images not in _counted:
+        _counted[images] = len(images) - len({hashlib.sha256(p.tobytes()).digest() for p in images.pixels})
+    return _counted[images]
 
 
 # -- users' files --------------------------------------------------------------------------------------------------------

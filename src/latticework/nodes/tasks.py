@@ -187,8 +187,8 @@ class NodeClassification(Task):
         truth = Truth(graph.y[index], {name: (group[index], names) for name, (group, names) in slices.items()})
         return Part(graph.tensors(), Nodes(index, graph.ids), truth, schema)
 
-    def ask(self, data: Dataset, query: Value, schema: Mapping[str, Any]) -> Part:
-        assert isinstance(query, NodeQuery)
+    def ask(self, data: Dataset | None, query: Value, schema: Mapping[str, Any]) -> Part:
+        assert isinstance(query, NodeQuery) and data is not None
         graph: Graph = data.read()
         if graph.x is not None or schema["features"]:
             graph = match_features(graph, schema["features"])

@@ -85,6 +85,7 @@ class VideoRegression(Task):
 
     name: ClassVar[str] = "video-regression"
     kinds: ClassVar[tuple[str, ...]] = ("clip",)
+    needs_data: ClassVar[bool] = False
     role: ClassVar[type[Any]] = Codec
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("bytes-over-x264", "", "lower"),

@@ -143,6 +143,11 @@ class NeuralClip(Model):
         """The ``.hnerv`` file."""
         return self._packed
 
+    @classmethod
+    def read(cls, path: Path) -> NeuralClip:
+        """From the file that `write` wrote."""
+        return read_model(path)
+
     def write(self, to: Path) -> None:
         """The file on disk; it appears whole."""
         write_whole(to, self.stored())
