@@ -59,6 +59,10 @@ class SparseFeatures:
     def __matmul__(self, weight: Tensor) -> Tensor:
         return self.matmul(weight)
 
+    def __getitem__(self, rows: Tensor) -> SparseFeatures:
+        """The features of some rows, int64 [b]."""
+        return SparseFeatures(self.scipy()[rows.cpu().numpy()])
+
     def scipy(self) -> sp.csr_array:
         """CSR [n, f] float32."""
         return sp.csr_array((self.values.numpy(), self._rows.indices, self._rows.indptr), shape=self.shape)
@@ -100,8 +104,14 @@ class FeatureLinear(nn.Linear):
         return out if self.bias is None else out + self.bias
 
 
-def compact(x: Tensor, most: float = 0.2) -> Tensor | SparseFeatures:
+def compact(x: Tensor | SparseFeatures, most: float = 0.2) -> Tensor | SparseFeatures:
     """Features as `SparseFeatures` where they lie on the CPU and at most a share `most` of them is not zero."""
-    if x.device.type != "cpu" or x.ndim != 2 or x.numel() == 0 or float((x != 0).float().mean()) > most:
+    if (
+        isinstance(x, SparseFeatures)
+        or x.device.type != "cpu"
+        or x.ndim != 2
+        or x.numel() == 0
+        or float((x != 0).float().mean()) > most
+    ):
         return x
     return SparseFeatures.from_dense(x)

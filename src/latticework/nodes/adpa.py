@@ -36,7 +36,7 @@ from latticework.core.task import Part, Task
 from latticework.core.value import setting
 from latticework.layers.directed import adjacency, directed_patterns, normalise_patterns, row_blocks
 from latticework.layers.propagation import SparseOperator
-from latticework.layers.sparse_features import SparseFeatures
+from latticework.layers.sparse_features import FeatureLinear, SparseFeatures, compact
 
 from .network import NodeModel, NodeNetwork, features_of, fit_network
 
@@ -322,7 +322,7 @@ def _spread(R2: np.ndarray) -> np.ndarray:
 
 # ---------------------------------------------------------------------------------------------- ADPA
 
-Cache = tuple[tuple[Tensor, ...], ...]
+Cache = tuple[tuple[Tensor | SparseFeatures, ...], ...]
 
 
 def hop_weights(hops: int, hop_weight: Literal["log", "one"] = "log") -> list[float]:
@@ -383,6 +383,17 @@ def select_nodes(cache: Cache, nodes: Tensor) -> Cache:
     """The rows ``nodes`` (int64 ``[b]``) of a cache: a mini-batch. Hop 0 stays one shared tensor."""
     raw = cache[0][0][nodes]
     return tuple(tuple(raw if hop == 0 else state[nodes] for hop, state in enumerate(states)) for states in cache)
+
+
+def compact_cache(cache: Cache, most: float = 0.1) -> Cache:
+    """The same cache with the matrices that are mostly zero kept sparse, which the first layer reads as they are."""
+    raw = compact(cache[0][0], most)
+    return tuple(tuple(raw if hop == 0 else compact(state, most) for hop, state in enumerate(states)) for states in cache)
+
+
+def _product(state: Tensor | SparseFeatures, matrix: Tensor) -> Tensor:
+    """``X M^T``."""
+    return state @ matrix.T if isinstance(state, SparseFeatures) else F.linear(state, matrix)
 
 
 class HopAttention(nn.Module):
@@ -463,7 +474,7 @@ class ADPA(nn.Module):
         self.patterns, self.hops, self.features = tuple(patterns), hops, features
         self.order, self.width = order, width
         branches = len(self.patterns) + 1
-        self.first = nn.ModuleList(nn.Linear(features, width) for _ in range(branches))
+        self.first = nn.ModuleList(FeatureLinear(features, width) for _ in range(branches))
         self.rest = nn.ModuleList(self._rest(width, depth, dropout) for _ in range(branches))
         if order == "hop-first":
             gates = [HopAttention(features, hops) for _ in self.patterns]
@@ -514,7 +525,7 @@ class ADPA(nn.Module):
         width, count = self.width, len(self.patterns)
         directions = [gate.directions() for gate in self.hop_attention]
         columns = [torch.cat([self.first[g].weight, directions[g][0][:1], directions[g][1][None]]) for g in range(count)]
-        raw = F.linear(cache[0][0], torch.cat([*columns, self.first[count].weight]))
+        raw = _product(cache[0][0], torch.cat([*columns, self.first[count].weight]))
         start = raw[:, : count * (width + 2)].unflatten(1, (count, width + 2)).unbind(1)
         outputs, weights = [], []
         for g, states in enumerate(cache):
@@ -522,7 +533,7 @@ class ADPA(nn.Module):
             products = [start[g]]
             for hop in range(1, self.hops + 1):
                 matrix = torch.cat([self.first[g].weight, context[hop : hop + 1], own[None]])
-                products.append(F.linear(states[hop], matrix))
+                products.append(_product(states[hop], matrix))
             a = self.hop_attention[g].weigh([z[:, width] for z in products], [z[:, width + 1] for z in products])
             y = sum(a[:, hop : hop + 1] * z[:, :width] for hop, z in enumerate(products))
             outputs.append(self.rest[g](y + self.first[g].bias))
@@ -642,6 +653,8 @@ class ADPAMethod(NodeNetwork):
         A = adjacency(part.data.edge_index.numpy(), n)
         patterns = directed_patterns(A, directed=part.schema["direction"] == "directed", cap=self.cap or None)
         cache = propagate_patterns(normalise_patterns(patterns, self.r), dense, self.hops, self.hop_weight)
+        if device == "cpu":
+            return (compact_cache(cache),)
         return (tuple(tuple(state.to(device) for state in states) for states in cache),)
 
 
