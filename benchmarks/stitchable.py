@@ -22,7 +22,7 @@ from latticework.architectures.stitchable import StitchableNet, stitch_loss
 from latticework.common.tiny_vit import TinyViT
 
 SIZES = ((16, 2), (32, 4), (64, 4))
-IMAGES, BATCH, ANCHOR_EPOCHS, JOINT_EPOCHS = 1167, 32, 25, 10
+IMAGES, BATCH, ANCHOR_EPOCHS, JOINT_EPOCHS = 1167, 32, 25, 50  # 50 joint epochs: preset sn-net:digits
 ROUNDS = 5
 
 

@@ -163,6 +163,11 @@ def test_frozen_anchors_keep_their_bits(ledger: Ledger) -> None:
     before, after = start.state(), frozen.state()
     moved = {k.split(".")[0] for k in before if not torch.equal(before[k], after[k])}
     assert moved == {"stitches"}
+    slow = lw.fit(method(anchor_lr=1e-9), some_digits(), task=TASK, device="cpu", runs=ledger.root).model.state()
+    far = {
+        part: max((slow[k] - v).abs().max().item() for k, v in before.items() if k.startswith(part)) for part in ("anch", "stit")
+    }
+    assert far["anch"] < 1e-8 < 1e-5 < far["stit"]
 
 
 def test_training_helps_the_stitches(ledger: Ledger) -> None:

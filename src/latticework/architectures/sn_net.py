@@ -251,6 +251,7 @@ class SNNetMethod(Method):
     epochs: int = setting(10, "passes of joint training; 0: none", ge=0, le=10_000)
     batch: int = setting(32, "images a step", ge=1, le=65_536)
     lr: float = setting(2e-4, "peak learning rate of AdamW", gt=0, le=1, search=(5e-5, 2e-3, "log"))
+    anchor_lr: float = setting(1.0, "factor on the learning rate of the anchors (the paper's 0.1 for Swin)", gt=0, le=1)
     weight_decay: float = setting(0.01, "AdamW's", ge=0, le=10)
     distil: float = setting(0.5, "share of the loss against the largest anchor's classes (before joint training)", ge=0, le=1)
     freeze: bool = setting(False, "train the maps only")
@@ -334,10 +335,16 @@ class SNNetMethod(Method):
         with torch.no_grad():
             largest = partial(net, stitch=len(self.anchors) - 1)
             teacher = torch.from_numpy(probabilities(largest, pixels, run.device)).float()
+        groups = ((net.stitches, 1.0), (net.anchors, self.anchor_lr))
         optimiser = torch.optim.AdamW(
-            [p for p in net.parameters() if p.requires_grad], lr=self.lr, weight_decay=self.weight_decay
+            [
+                {"params": list(part.parameters()), "lr": self.lr * f}
+                for part, f in groups
+                if not (self.freeze and part is net.anchors)
+            ],
+            weight_decay=self.weight_decay,
         )
-
+        peaks = [group["lr"] for group in optimiser.param_groups]
         latest = [0.0]
 
         def step(epoch: int) -> float:
@@ -348,8 +355,8 @@ class SNNetMethod(Method):
             batches = full_batches(len(y), self.batch, run.generator(f"epoch {epoch}"))
             total = 0.0
             for i, batch in enumerate(batches):
-                for group in optimiser.param_groups:
-                    group["lr"] = self.lr * one_cycle((epoch + i / len(batches)) / self.epochs, rise=0.1)
+                for group, peak in zip(optimiser.param_groups, peaks, strict=True):
+                    group["lr"] = peak * one_cycle((epoch + i / len(batches)) / self.epochs, rise=0.1)
                 x = as_input(pixels[batch.numpy()]).to(run.device)
                 said = net(x, net.draw(draws))
                 loss = stitch_loss(said, y[batch].to(run.device), teacher[batch].to(run.device), self.distil)

@@ -128,24 +128,20 @@ def _from_tables(edges_path: Path, nodes_path: Path | None, directed: bool | Non
             raise UserError(f"{edges_path}, line {line_of(empty[0])}: the {column} is empty")
     nodes = read_table(nodes_path) if nodes_path else None
     if nodes is None:
-        ids = pl.concat([edges[source].rename("id"), edges[target].rename("id")]).unique(maintain_order=True)
+        ids, ends = _coded([edges[source], edges[target]])
         notes.append(f"no nodes.csv: the {len(ids)} nodes are those that edges name")
     else:
         assert nodes_path is not None
-        ids = _ids(nodes_path, nodes)
-    kind = pl.Enum(ids)
-    ends = []
-    for column in (source, target):
-        code = edges[column].cast(kind, strict=False)
-        unknown = code.is_null().arg_true()
+        ids, ends = _coded([edges[source], edges[target]], _ids(nodes_path, nodes))
+    for column, code in zip((source, target), ends, strict=True):
+        unknown = np.flatnonzero(code < 0)
         if len(unknown):
-            row = unknown[0]
+            row = int(unknown[0])
             more = f" ({len(unknown)} such lines)" if len(unknown) > 1 else ""
             raise UserError(
                 f"{edges_path}, line {line_of(row)}: {column} {edges[column][row]!r} is not an id of "
                 f"{nodes_path.name if nodes_path else 'the nodes'}{more}; add the node or remove the edge"
             )
-        ends.append(code.to_physical().to_numpy().astype(np.int64))
     edge_index = np.stack(ends)
     weight = None
     weight_column = column_named(edges, "weight")
@@ -166,6 +162,59 @@ def _from_tables(edges_path: Path, nodes_path: Path | None, directed: bool | Non
         assert nodes_path is not None
         graph = _with_columns(graph, nodes_path, nodes, notes)
     return finish(replace(graph, notes=tuple(notes)), directed)
+
+
+def _coded(columns: Sequence[pl.Series], ids: pl.Series | None = None) -> tuple[pl.Series, list[np.ndarray[Any, Any]]]:
+    """Ids (left out: those of the columns, by first appearance) and each column as int64 numbers of them, -1 for none.
+
+    Ids are text; where all of them are written as plain whole numbers, numbers are compared instead, which is faster.
+    """
+    import polars as pl
+
+    texts = [*columns, ids] if ids is not None else list(columns)
+    whole = [_whole_numbers(column) for column in texts]
+    plain = [w for w in whole if w is not None]
+    if len(plain) == len(texts):
+        known = plain[-1] if ids is not None else pl.concat([w.rename("id") for w in plain]).unique(maintain_order=True)
+        values = known.to_numpy()
+        names = ids if ids is not None else known.cast(pl.Utf8)
+        top = int(values.max()) if len(values) else 0
+        if top < 50_000_000 + 10 * len(values):
+            place = np.full(top + 2, -1, np.int64)
+            place[values] = np.arange(len(values))
+            return names, [place[np.minimum(w.to_numpy(), top + 1)] for w in plain[: len(columns)]]
+        order = np.argsort(values)
+        ranked = values[order]
+        codes = []
+        for w in plain[: len(columns)]:
+            found = np.minimum(np.searchsorted(ranked, w.to_numpy()), len(ranked) - 1)
+            codes.append(np.where(ranked[found] == w.to_numpy(), order[found], -1))
+        return names, codes
+    names = ids if ids is not None else pl.concat([c.rename("id") for c in columns]).unique(maintain_order=True)
+    kind = pl.Enum(names)
+    physical = [column.cast(kind, strict=False).to_physical().cast(pl.Int64).fill_null(-1) for column in columns]
+    return names, [p.to_numpy() for p in physical]
+
+
+def _whole_numbers(column: pl.Series) -> pl.Series | None:
+    """A text column as int64 where every text is a whole number without sign or leading zeros, else none."""
+    import polars as pl
+
+    if column.dtype != pl.Utf8 or not len(column):
+        return None
+    values = column.cast(pl.Int64, strict=False)
+    if values.null_count() or int(values.min()) < 0:  # type: ignore[arg-type]
+        return None
+    numbers = values.to_numpy()
+    digits = np.searchsorted(10 ** np.arange(1, 19, dtype=np.int64), numbers, side="right") + 1
+    # another way of writing a number (007, +7) is longer, so equal totals mean that none is
+    return values if int(digits.sum()) == int(column.str.len_bytes().sum()) else None
+
+
+def _distinct(keys: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Sorted, each once; faster than numpy's unique on large integers."""
+    keys = np.sort(keys)
+    return keys[np.concatenate([[True], keys[1:] != keys[:-1]])] if len(keys) else keys
 
 
 def _ids(path: Path, nodes: pl.DataFrame) -> pl.Series:
@@ -373,7 +422,7 @@ def finish(graph: Graph, directed: bool | None) -> Graph:
     if len(u) and (min(u.min(), v.min()) < 0 or max(u.max(), v.max()) >= n):
         raise UserError(f"an edge names a node outside 0..{n - 1}")
     keys = u * n + v
-    unique = np.unique(keys)
+    unique = _distinct(keys)
     loops, repeats = int((u == v).sum()), len(keys) - len(unique)
     if loops:
         notes.append(f"{loops} self-loops kept")
@@ -381,7 +430,7 @@ def finish(graph: Graph, directed: bool | None) -> Graph:
         notes.append(f"{repeats} repeated edges kept; methods that build a matrix sum their weights")
     if directed is None:
         reverse = (unique % n) * n + unique // n
-        lacking = len(unique) - int(np.isin(reverse, unique).sum())
+        lacking = len(_distinct(np.concatenate([unique, reverse]))) - len(unique)
         directed = lacking > 0
         if directed:
             notes.append(
@@ -411,7 +460,7 @@ def undirected_pairs(graph: Graph) -> np.ndarray[Any, Any]:
     """int64 [2, k]: each joined pair once, without loops."""
     u, v = graph.edge_index
     low, high = np.minimum(u, v), np.maximum(u, v)
-    keys = np.unique((low * graph.nodes + high)[low != high])
+    keys = _distinct((low * graph.nodes + high)[low != high])
     return np.stack([keys // graph.nodes, keys % graph.nodes])
 
 

@@ -69,8 +69,10 @@ def read_table(path: Path) -> pl.DataFrame:
     if frame.width != len(names):
         _exact_width(path, data, len(names), separator)
     frame.columns = _unique(path, [n.strip() for n in names])
-    # spaces around a cell are the spreadsheet's, never meant
-    return _named(path, frame.with_columns(pl.all().fill_null("").str.strip_chars()))
+    frame = frame.with_columns(pl.all().fill_null(""))
+    if b" " in rest or b"\t" in rest:  # spaces around a cell are the spreadsheet's, never meant
+        frame = frame.with_columns(pl.all().str.strip_chars())
+    return _named(path, frame)
 
 
 def _named(path: Path, frame: pl.DataFrame) -> pl.DataFrame:
