@@ -33,7 +33,7 @@ class Options(NamedTuple):
 
 def suited(task: Task, method: Method) -> Method:
     """The method itself, or the task's read-out around it where its role is not the task's."""
-    if task.name not in method.tasks:
+    if not set(task.names()) & set(method.tasks):
         raise UserError(f"{method.name} is for {', '.join(method.tasks) or 'no task'}, not for {task.name}")
     if task.role in method.gives:
         return method

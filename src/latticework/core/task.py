@@ -55,6 +55,11 @@ class Task(Value):
     Query: ClassVar[type[Value]] = Query
     needs_data: ClassVar[bool] = True  # False: a model answers from itself (a decoder does)
 
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Its own name and those of the tasks that it refines, whose methods it takes too."""
+        return tuple(dict.fromkeys(k.name for k in cls.__mro__ if issubclass(k, Task) and k.name))
+
     def for_data(self, data: Dataset) -> Self:
         """The same task with fields left open ("auto") decided by the data, so that its identity is concrete."""
         return self
