@@ -1,7 +1,7 @@
 """Writes what the docs and the README take from the registry and the evidence: nothing of it is typed by hand.
 
-    python docs/generate.py           writes docs/generated/ and the table in README.md
-    python docs/generate.py --check   exits with 1 where the README's table is not what would be written
+python docs/generate.py           writes docs/generated/ and the table in README.md
+python docs/generate.py --check   exits with 1 where the README's table is not what would be written
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def paper_table() -> str:
     """What has landed, with how many claims of each level are met; misses show as the difference."""
     lines = ["| paper | provides | evidence: claims met of claims made |", "|---|---|---|"]
     for paper in sorted(registry.papers(), key=lambda p: p.slug):
-        provided = ", ".join(f"`{item['name']}`" for item in paper.facts.get("provides", ()) if item["noun"] in ("method", "probe", "task"))
+        provided = ", ".join(
+            f"`{item['name']}`" for item in paper.facts.get("provides", ()) if item["noun"] in ("method", "probe", "task")
+        )
         counts = levels(paper)
         evidence = ", ".join(f"{level} {counts[level][0]} of {counts[level][1]}" for level in sorted(counts)) or "none"
         lines.append(f"| {cell(paper.facts['title'])} ({cell(paper.facts.get('venue', ''))}) | {provided} | {evidence} |")
@@ -61,7 +63,16 @@ def paper_page(paper: registry.Paper) -> str:
     for item in facts.get("provides", ()):
         module = item["class"].partition(":")[0]
         if item["noun"] == "method":
-            lines += ["", f"## `{module}`", "", "```{eval-rst}", f".. automodule:: {module}", "   :members:", "   :exclude-members: model_config", "```"]
+            lines += [
+                "",
+                f"## `{module}`",
+                "",
+                "```{eval-rst}",
+                f".. automodule:: {module}",
+                "   :members:",
+                "   :exclude-members: model_config",
+                "```",
+            ]
             break
     return "\n".join(lines) + "\n"
 
@@ -70,7 +81,14 @@ def all_papers() -> str:
     """All 59 papers with their wing; those to come say so."""
     landed = {p.slug for p in registry.papers()}
     listed = tomllib.loads((DOCS / "papers.toml").read_text(encoding="utf-8"))["paper"]
-    lines = [f"# All {len(listed)} papers", "", f"{len(landed)} of {len(listed)} have landed.", "", "| paper | wing | state |", "|---|---|---|"]
+    lines = [
+        f"# All {len(listed)} papers",
+        "",
+        f"{len(landed)} of {len(listed)} have landed.",
+        "",
+        "| paper | wing | state |",
+        "|---|---|---|",
+    ]
     for item in listed:
         state = f"[here](papers/{item['slug']}.md)" if item["slug"] in landed else "not yet"
         lines.append(f"| {cell(item['title'])} | {item['wing']} | {state} |")
@@ -93,7 +111,9 @@ def main() -> int:
     for paper in registry.papers():
         (made / "papers" / f"{paper.slug}.md").write_text(paper_page(paper), encoding="utf-8")
     (made / "all-papers.md").write_text(all_papers(), encoding="utf-8")
-    (made / "methods.md").write_text(f"# Methods\n\n{method_table()}\n\n# Papers that have landed\n\n{paper_table()}\n", encoding="utf-8")
+    (made / "methods.md").write_text(
+        f"# Methods\n\n{method_table()}\n\n# Papers that have landed\n\n{paper_table()}\n", encoding="utf-8"
+    )
     return 0
 
 

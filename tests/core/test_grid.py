@@ -232,3 +232,23 @@ def test_workers_are_started_once(tmp_path: Path) -> None:
         first = run_grid(Grid.make(SMALL | {"repeats": 1}), str(tmp_path / "a"), workers=pool)
         again = run_grid(Grid.make(SMALL | {"repeats": 1}), str(tmp_path / "b"), workers=pool)
     assert [r.headline for _, r in first] == [r.headline for _, r in again]
+
+
+def test_a_checkpoint_without_a_validation_part_holds_no_infinity(tmp_path: Path) -> None:
+    """JSON has none: the best value before the first look must travel some other way."""
+    import torch
+
+    from latticework.core.training import train
+
+    def a_run() -> Run:
+        run = Run(task=None, ledger=Ledger(tmp_path))
+        run.fit_key = "k"
+        keep = run.keep
+        run.keep = lambda step, state: keep(step, state, every_s=0.0)  # type: ignore[method-assign]
+        return run
+
+    net = torch.nn.Linear(1, 1)
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
+    train(net, lambda epoch: 1.0, a_run(), epochs=2, optimiser=optimiser)
+    again = a_run().last()
+    assert again is not None and again[0] == 2 and float(again[1]["best"]) == float("inf")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from . import registry
-from .errors import UserError
+from .errors import Failure, UserError
 from .evaluate import Options
 from .grid import Cell, Grid, run_grid
 from .ledger import write_whole
@@ -90,7 +90,7 @@ def cells_of(seen: Seen, entry: str, point: Mapping[str, Any] | None = None) -> 
         raise UserError(f"the claim's grid has no entry {entry!r}; it has {', '.join(sorted(labels))}")
     failed = [r.error for _, r in found if r.status != "done"]
     if failed:
-        raise UserError(f"{entry}: {len(failed)} of {len(found)} cells did not finish ({failed[0]})")
+        raise Failure(f"{entry}: {len(failed)} of {len(found)} cells did not finish ({failed[0]})")
     return found
 
 
@@ -121,7 +121,17 @@ class Tests(Check):
         if root is None:
             return Outcome(UNTRIED, None, "the tests are not beside this installation; run from the project's folder")
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs", *self.ids],
+            [
+                sys.executable,
+                "-m",
+                "pytest",
+                "-o",
+                "addopts=--import-mode=importlib -q",
+                "-p",
+                "no:cacheprovider",
+                "-rs",
+                *self.ids,
+            ],
             cwd=root,
             capture_output=True,
             text=True,
@@ -339,8 +349,12 @@ def measure(
             if claim.grid is not None and not claim.check.probe and not claim.check.bench:
                 cells = run_grid(claim.grid, runs, options, jobs=jobs, on_done=on_done)
             outcome = claim.check.judge(Seen(claim.grid, cells, benchmark, _probe))
+        except Failure as reason:  # cells that did not finish show nothing
+            outcome = Outcome(MISSED, None, str(reason))
         except UserError as reason:
-            outcome = Outcome(UNTRIED if "LATTICEWORK_DATA" in str(reason) else MISSED, None, str(reason))
+            if "LATTICEWORK_DATA" not in str(reason):
+                raise
+            outcome = Outcome(UNTRIED, None, str(reason))
     from latticework import __version__
 
     return {

@@ -57,6 +57,7 @@ class Run:
         self.total_steps = total_steps
         self.curve: dict[str, list[tuple[int, float]]] = {}
         self.refs_s = 0.0
+        self.waited_s = 0.0
         self.stopped = False
         self.notes: list[str] = []
         self.fit_key = ""
@@ -126,7 +127,7 @@ class Run:
         """Another trained thing: from the ledger, or fitted into it. Its seconds count as `refs_s`."""
         ref = ref if isinstance(ref, Ref) else Ref(method=ref)
         if ref.saved is not None:
-            return store.load_model(ref.saved)
+            return store.load_model(ref.saved, self.nets)
         if ref.net is not None:
             return user_net(self.nets.get(ref.net, ref.net))
         if ref.method is None:
@@ -150,8 +151,11 @@ class Run:
                 return ref.method.build(train, child)
         before = time.perf_counter()
         model = fitted(ref.method, train, valid, child)
-        facts = child.ledger.fit_facts(child.fit_key)
-        self.refs_s += facts["fit_s"] if facts else time.perf_counter() - before
+        waited = time.perf_counter() - before
+        facts = child.ledger.fit_facts(child.fit_key) if child.ledger.fit_folder(child.fit_key) else None
+        # what it cost to fit counts, also where it came from the ledger; what was waited here is no part of this fit
+        self.refs_s += facts["fit_s"] + facts["refs_s"] if facts else waited
+        self.waited_s += waited
         return model
 
     def child(self, seed: int | None = None, label: str = "") -> Run:
@@ -207,7 +211,7 @@ def fitted(method: Method, train: Part, valid: Part | None, run: Run) -> Model:
     facts = run.ledger.fit_facts(key)
     run.curve = {name: [tuple(p) for p in points] for name, points in facts["curve"].items()}
     run.refs_s, run.stopped, run.notes = facts["refs_s"], facts["stopped"], list(facts["notes"])
-    model = store.load_model(folder)
+    model = store.load_model(folder, run.nets)
     late = {k: getattr(method, k) for k in method.late_fields() if k in model.method.late_fields()}
     return model.at(**late) if late else model
 
@@ -218,7 +222,7 @@ def _fit(method: Method, train: Part, valid: Part | None, run: Run) -> Model:
     before = time.perf_counter()
     with run.seeded():
         model = method.fit(train, valid, run)
-    fit_s = time.perf_counter() - before - run.refs_s
+    fit_s = time.perf_counter() - before - run.waited_s
     facts = {
         "method": method.plain(),
         "chosen": model.method.plain(),
@@ -235,7 +239,7 @@ def _fit(method: Method, train: Part, valid: Part | None, run: Run) -> Model:
         # what is judged is what was stored: a model that does not survive its own file is found at once
         folder = run.ledger.fit_folder(run.fit_key)
         assert folder is not None
-        return store.load_model(folder)
+        return store.load_model(folder, run.nets)
     run.facts = facts  # type: ignore[attr-defined]
     return model
 

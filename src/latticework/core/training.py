@@ -58,7 +58,9 @@ def train(
         start, state = resumed
         net.load_state_dict(state["net"])
         optimiser.load_state_dict(state["optimiser"])
-        best, best_epoch, best_state, seen = state["best"], state["best_epoch"], state["best_state"], list(state["seen"])
+        # as tensors: JSON has no infinity, and the best value is one before the first look
+        best, best_epoch, best_state = float(state["best"]), state["best_epoch"], state["best_state"]
+        seen = state["seen"].tolist()
         _set_generator(state["generator"])
     for epoch in range(start, epochs):
         if schedule is not None:
@@ -86,8 +88,8 @@ def train(
         run.keep(
             epoch + 1,
             {
-                "net": net.state_dict(), "optimiser": optimiser.state_dict(), "best": best, "best_epoch": best_epoch,
-                "best_state": best_state, "seen": seen, "generator": _generator(),
+                "net": net.state_dict(), "optimiser": optimiser.state_dict(), "best": _number(best),
+                "best_epoch": best_epoch, "best_state": best_state, "seen": _number(seen), "generator": _generator(),
             },
         )  # fmt: skip
     if best_state is not None:
@@ -103,6 +105,12 @@ def _stops(patience: Patience | None, value: float, epoch: int, best_epoch: int,
         recent = seen[-patience.mean_of :]  # the current value is not among them
         return value > sum(recent) / len(recent)
     return bool(patience.epochs) and epoch - best_epoch >= patience.epochs
+
+
+def _number(value: float | list[float]) -> torch.Tensor:
+    import torch
+
+    return torch.tensor(value, dtype=torch.float64)
 
 
 def _generator() -> torch.Tensor:

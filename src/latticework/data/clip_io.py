@@ -71,7 +71,8 @@ def probe_frames(path: Path | str) -> bool:
     path = Path(path)
     if path.is_dir():
         pictures = frame_files(path)
-        return bool(pictures) and not any(p.is_dir() for p in path.iterdir()) and _head(pictures[0], 8) == PNG
+        beside = any(p.is_dir() or p.suffix.lower() == ".csv" for p in path.iterdir())  # then they are labelled images
+        return bool(pictures) and not beside and _head(pictures[0], 8) == PNG
     head = _head(path, 4096)
     if not head or b"\0" not in head:  # a text, a table: not worth importing PyAV for
         return False
