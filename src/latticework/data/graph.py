@@ -116,7 +116,6 @@ def read_graph(path: Path | str, directed: bool | None = None) -> Graph:
 
 
 def _from_tables(edges_path: Path, nodes_path: Path | None, directed: bool | None) -> Graph:
-    import polars as pl
 
     edges = read_table(edges_path)
     source = need(edges_path, edges, "source", "src", "from")
