@@ -10,13 +10,16 @@ export NUMBA_NUM_THREADS ?= 2
 .PHONY: venv demo test lint format bench evidence docs clean browser
 
 venv: .venv/ready
-.venv/ready: pyproject.toml constraints.txt
+.venv/base: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt -e '.[tune]'
+	touch $@
+.venv/ready: .venv/base
 	$(BIN)/pip install -q -c constraints.txt -e '.[all,dev,docs]'
 	touch $@
 
 DEMO := digits-knn -m logistic-regression,mlp,gcn,appnp,dagnn,fastrp:128 --repeats 5 --classic 2
-demo: venv
+demo: .venv/base
 	$(BIN)/latticework compare $(DEMO) --jobs 2 --runs runs/demo -o report.html
 
 # The report is looked at in a real browser; without one that test skips and says so.
