@@ -76,7 +76,8 @@ def synthetic(ledger: Ledger | None = None, sets: int = 4, names: tuple[str, ...
                 for bits in (8, 6, 4, 2):
                     at = {} if bits == 8 else {"bits": bits}
                     quality = 38 - 60 / (bits + 2) - 3 * (original != "dagnn") + 0.1 * cell.seed
-                    more += [Score("bpp", 0.02 * bits * (1 + 0.3 * (original != "dagnn")), at), Score("psnr", quality, at)]
+                    rate = 0.02 * bits * (1 + 0.3 * (original != "dagnn"))
+                    more += [Score("bpp", rate, at), Score("psnr", quality, {**at, "frames": "seen"})]
                     if at:
                         more.append(Score("accuracy", (found.headline or 0) - 0.3 / bits, at))
             steps = np.arange(0, 200, 4)

@@ -466,9 +466,13 @@ def _rate(case: CaseBoard) -> list[dict[str, Any]]:
     for quality, unit in (("psnr", "dB"), ("ms-ssim", "")):
         series = []
         for row in case.rows:
+            # a rate holds for every coordinate that it does not name: one file, seen and held-out frames
+            rates = [(p["at"], p["metrics"]["bpp"]) for p in row.points if "bpp" in p["metrics"]]
             points = [
-                (p["metrics"]["bpp"], p["metrics"][quality]) for p in row.points if {"bpp", quality} <= set(p["metrics"])
-            ]  # fmt: skip
+                (next(rate for at, rate in rates if at.items() <= p["at"].items()), p["metrics"][quality])
+                for p in row.points
+                if quality in p["metrics"] and any(at.items() <= p["at"].items() for at, _ in rates)
+            ]
             if points:
                 series.append((row.name, sorted(points)))
         if any(len(points) > 1 for _, points in series):
