@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from . import registry
 from .errors import UserError
-from .value import Value
+from .value import Value, digest_of, setting
 
 if TYPE_CHECKING:
     from .task import Part
@@ -58,6 +58,21 @@ class Dataset(Value):
     def from_object(cls, given: Any) -> Dataset | None:
         """A Python object of this kind as a data set, or none."""
         return None
+
+
+class Given(Dataset):
+    """Data made in Python: they live as long as the process, and are named by their content."""
+
+    content: str = setting(..., "SHA-256 of the content")
+    _held: ClassVar[dict[str, Any]] = {}  # one for all kinds: a SHA-256 names one content
+
+    def digest(self) -> str:
+        return digest_of([self.name, self.content])
+
+    def read(self) -> Any:
+        if self.content not in self._held:
+            raise UserError("these data were made in another process; write them with `latticework data export`, give the path")
+        return self._held[self.content]
 
 
 def open_data(what: Any, settings: Mapping[str, Any] | None = None) -> Dataset:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from latticework.core.dataset import Dataset
+from latticework.core.dataset import Dataset, Given
 from latticework.core.errors import UserError, nearest
 from latticework.core.value import digest_of, setting
 
@@ -200,20 +200,10 @@ class CatalogueClip(ClipSet):
 
 
 # -- clips made in Python ------------------------------------------------------------------------------------------------
-class GivenClip(ClipSet):
+class GivenClip(Given, ClipSet):
     """A clip made in Python; it lives as long as the process and is named by its content."""
 
     name: ClassVar[str] = "given-clip"
-    content: str = setting(..., "SHA-256 of the frames and their rate")
-    _held: ClassVar[dict[str, Clip]] = {}
-
-    def digest(self) -> str:
-        return digest_of([self.name, self.content])
-
-    def read(self) -> Clip:
-        if self.content not in self._held:
-            raise UserError("this clip was made in another process; write it with `latticework data export` and give the path")
-        return self._held[self.content]
 
 
 def from_frames(frames: Any, fps: float | None = None) -> GivenClip:

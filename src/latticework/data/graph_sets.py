@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from latticework.core.dataset import Dataset
+from latticework.core.dataset import Dataset, Given
 from latticework.core.errors import UserError
 from latticework.core.value import digest_of, setting
 
@@ -178,26 +178,16 @@ def _digits(neighbours: int) -> Graph:
     )  # fmt: skip
 
 
-class GivenGraph(GraphSet):
+class GivenGraph(Given, GraphSet):
     """A graph made in Python (a PyG ``Data``); it lives as long as the process and is named by its content."""
 
     name: ClassVar[str] = "given-graph"
-    content: str = setting(..., "SHA-256 of the graph")
-    _held: ClassVar[dict[str, Graph]] = {}
 
     @classmethod
     def hold(cls, graph: Graph) -> GivenGraph:
         digest = _content_digest(graph)
         cls._held[digest] = graph
         return cls(content=digest)
-
-    def digest(self) -> str:
-        return self.content
-
-    def read(self) -> Graph:
-        if self.content not in self._held:
-            raise UserError("this graph was made in another process; write it with `latticework data export` and give the folder")
-        return self._held[self.content]
 
 
 class LargestComponent(GraphSet):

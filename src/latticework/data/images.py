@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from latticework.core.dataset import Dataset
+from latticework.core.dataset import Dataset, Given
 from latticework.core.errors import UserError
 from latticework.core.value import digest_of, setting
 
@@ -507,20 +507,10 @@ def _read_catalogue(paths: tuple[str, ...], classes: tuple[str, ...]) -> Images:
 
 
 # -- made in Python ------------------------------------------------------------------------------------------------------
-class GivenImages(ImageSet):
+class GivenImages(Given, ImageSet):
     """Images made in Python; they live as long as the process and are named by their content."""
 
     name: ClassVar[str] = "given-images"
-    content: str = setting(..., "SHA-256 of pixels, labels, classes, ids and split")
-    _held: ClassVar[dict[str, Images]] = {}
-
-    def digest(self) -> str:
-        return digest_of([self.name, self.content])
-
-    def read(self) -> Images:
-        if self.content not in self._held:
-            raise UserError("these images were made in another process; write them with `latticework data export`, give the path")
-        return self._held[self.content]
 
 
 def from_arrays(

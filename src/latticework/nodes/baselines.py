@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latticework.common.majority import MajorityModel, shares_of
 from latticework.core.errors import OutOfTime, UserError
 from latticework.core.method import Method, Model, Predictor
 from latticework.core.run import Run
@@ -29,23 +30,6 @@ from .network import Features, NodeNetwork, features_of, operator_of
 
 
 # -- trivial ---------------------------------------------------------------------------------------------------------
-class MajorityModel(Model):
-    """The shares of the classes among the train nodes, for every node."""
-
-    def __init__(self, method: Method, schema: Mapping[str, Any], shares: Tensor) -> None:
-        self.method, self.schema, self.shares = method, schema, shares
-
-    def predict(self, part: Part) -> Any:
-        return self.shares.expand(len(part.query.rows), -1).numpy()
-
-    def state(self) -> Mapping[str, Any]:
-        return {"shares": self.shares}
-
-    @classmethod
-    def restore(cls, method: Any, schema: Mapping[str, Any], state: Mapping[str, Any]) -> Self:
-        return cls(method, schema, state["shares"])
-
-
 class Majority(Method):
     """Answers every node with the shares of the classes among the train nodes."""
 
@@ -56,10 +40,7 @@ class Majority(Method):
     model: ClassVar[type[MajorityModel]] = MajorityModel
 
     def fit(self, train: Part, valid: Part | None, run: Run) -> MajorityModel:
-        y = train.truth.y
-        classes = len(train.schema["classes"])
-        shares = y.mean(0) if y.ndim == 2 else np.bincount(y, minlength=classes) / len(y)
-        return MajorityModel(self, dict(train.schema), torch.from_numpy(shares.astype(np.float32)))
+        return MajorityModel(self, dict(train.schema), shares_of(train.truth.y, len(train.schema["classes"])))
 
 
 # -- without a graph -------------------------------------------------------------------------------------------------
