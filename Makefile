@@ -42,6 +42,7 @@ format: venv
 	$(BIN)/ruff check --fix src tests benchmarks
 
 bench: venv
+	$(BIN)/pip install -q -c constraints.txt -e '.[bench]'
 	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/run.py
 
 evidence: venv

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -63,3 +64,17 @@ def test_data(tmp_path: Path) -> None:
         ClipFiles(path=tmp_path / "mine.mp4"), ClipFiles(path=tmp_path / "frames"),
     ):  # fmt: skip
         check_data(clip)
+
+
+class Leaky(VideoRegression):
+    """A task that leaves the held-out frames in what a method sees."""
+
+    name: ClassVar[str] = "video-regression"
+
+    def view(self, clip: Any) -> Any:
+        return replace(super().view(clip), frames=clip.frames)
+
+
+def test_a_planted_leak_is_caught() -> None:
+    with pytest.raises(AssertionError, match="the truth of the test part can be read"):
+        check_task(Leaky(hold_out="every-second"), data())
