@@ -138,3 +138,12 @@ def test_debug_shows_the_traceback(capfd: pytest.CaptureFixture[str]) -> None:
 
     assert run(["fit", "gnc", "karate", "-o", "x"], debug=True) == 2
     assert "Traceback" in capfd.readouterr().err
+
+
+def test_help_explains_arguments_and_shows_an_example(command: Command) -> None:
+    from latticework.cli.verbs import app
+
+    for verb in [c.name or c.callback.__name__.removesuffix("_verb") for c in app.registered_commands]:  # type: ignore[union-attr]
+        status, said, _ = command(verb, "--help")
+        assert status == 0 and "Example: latticework" in said, verb
+    assert "NAME or NAME:PRESET" in command("fit", "--help")[1]
