@@ -18,7 +18,7 @@ venv: .venv/ready
 	$(BIN)/pip install -q -c constraints.txt -e '.[all,dev,docs]'
 	touch $@
 
-DEMO := digits-knn -m logistic-regression,mlp,gcn,appnp,dagnn,fastrp:128 --repeats 5 --classic 2
+DEMO := digits-knn -m logistic-regression,mlp,gcn,dagnn,fastrp:128 --repeats 5 --classic 2
 demo: .venv/base
 	$(BIN)/latticework compare $(DEMO) --jobs 2 --runs runs/demo -o report.html
 
