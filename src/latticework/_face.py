@@ -96,17 +96,7 @@ def dataset(what: Any, **settings: Any) -> Dataset:
 
 def methods(task: str | None = None, search: str | None = None) -> list[registry.Entry]:
     """What can be fitted, for a task or by a word in the name or description. Imports none of it."""
-    found = [e for e in registry.entries("method") if task is None or task in e.facts.get("tasks", ())]
-    words = (search or "").lower().split()
-    return [e for e in found if all(w in _text_of(e) for w in words)]
-
-
-def _text_of(entry: registry.Entry) -> str:
-    paper = next((p for p in registry.papers() if p.path == entry.head), None)
-    more = (
-        "" if paper is None else f"{paper.facts.get('title', '')} {paper.facts.get('summary', '')} {paper.facts.get('when', '')}"
-    )
-    return f"{entry.name} {entry.says} {more}".lower()
+    return registry.search(task, search)
 
 
 def datasets() -> list[registry.Entry]:
@@ -139,8 +129,7 @@ def fit(
     model, run = fit_model(
         value, given, chosen, fold=fold, seed=seed, ledger=Ledger(runs), options=options, on_log=on_log
     )  # fmt: skip
-    facts = getattr(run, "facts", None) or run.ledger.fit_facts(run.fit_key)
-    return Fitted(model, chosen, given, run, {k: facts[k] for k in ("fit_s", "refs_s", "peak_bytes", "parameters")})
+    return Fitted(model, chosen, given, run, {k: run.facts[k] for k in ("fit_s", "refs_s", "peak_bytes", "parameters")})
 
 
 def _task_for(method: Method, data: Dataset) -> Task:
@@ -241,7 +230,7 @@ def grid_of(
 ) -> Grid:  # fmt: skip
     """The cells that a comparison means, as a value."""
     sets = [data] if isinstance(data, str | Path | Dataset) or not isinstance(data, Sequence) else list(data)
-    entries = methods.split(",") if isinstance(methods, str) else list(methods)
+    entries = registry.split_outside(methods, ",") if isinstance(methods, str) else list(methods)
     return Grid.make(
         {
             "data": [_named(d) for d in sets], "entries": [e for e in entries if e], "tasks": [task] if task else [],

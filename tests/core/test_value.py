@@ -14,7 +14,7 @@ from latticework.core import registry
 from latticework.core.errors import UserError
 from latticework.core.grid import class_value, entry_of
 from latticework.core.method import Ref
-from latticework.core.tuning import Tuned, current, search_space
+from latticework.core.tuning import Tuned, search_space
 from latticework.core.value import Value, read_text, setting
 
 
@@ -137,8 +137,7 @@ def test_a_ref_holds_a_method_by_name() -> None:
 def test_tuning_looks_through_nested_methods() -> None:
     method = entry_of("logistic-readout(encoder=svd)")
     assert set(search_space(method)) == {f"encoder.{k}" for k in search_space(entry_of("svd"))}
-    space = search_space(entry_of("gcn"))
-    assert current(entry_of("gcn"), space)["layers"] == 2
+    assert "layers" in search_space(entry_of("gcn"))
 
 
 def test_the_word_none_is_no_value_only_where_none_is_meant() -> None:

@@ -11,21 +11,6 @@ from latticework.core import registry
 from latticework.core.errors import UserError, nearest
 
 
-def matching(task: str | None, search: str | None) -> list[registry.Entry]:
-    """Methods for a task, by words of their name, description and paper."""
-    words = (search or "").lower().split()
-    papers = {p.path: p.facts for p in registry.papers()}
-    found = []
-    for entry in registry.entries("method"):
-        if task is not None and task not in entry.facts.get("tasks", ()):
-            continue
-        paper = papers.get(entry.head, {})
-        text = f"{entry.name} {entry.says} {paper.get('title', '')} {paper.get('summary', '')} {paper.get('when', '')}".lower()
-        if all(word in text for word in words):
-            found.append(entry)
-    return found
-
-
 def describe(name: str) -> str:
     """What `show` prints: every noun that has this name."""
     parts = []

@@ -62,9 +62,7 @@ def methods_verb(
 
     if task is not None:
         registry.find("task", task)
-    from ._listing import matching
-
-    rows = [[e.name, ", ".join(e.facts.get("tasks", ())), e.says] for e in matching(task, search)]
+    rows = [[e.name, ", ".join(e.facts.get("tasks", ())), e.says] for e in registry.search(task, search)]
     if not rows:
         raise UserError(f"no method matches; tasks are {', '.join(e.name for e in registry.entries('task'))}")
     _table(["method", "task", "what it is"], rows)
@@ -274,7 +272,7 @@ def compare(
     for path in out:
         _writer(path)
     run_and_show(
-        face, data=data, methods=_entries(methods), task=task or chosen, repeats=repeats, tune=tune, jobs=jobs,
+        face, data=data, methods=methods, task=task or chosen, repeats=repeats, tune=tune, jobs=jobs,
         cluster=cluster, time=_seconds(time), out=out, runs=runs, settings=rest, device=device, threads=threads, retry=retry,
         baselines=baselines, classic=classic, nets=_nets(nets), command=shlex.join(["latticework", *_words]),
     )  # fmt: skip
@@ -430,19 +428,6 @@ def _settings(items: list[str]) -> dict[str, Any]:
 def _task_of(settings: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
     rest = dict(settings)
     return rest.pop("task", None), rest
-
-
-def _entries(text: str) -> list[str]:
-    """Names cut at commas that stand outside of brackets."""
-    found, depth, part = [], 0, ""
-    for mark in text + ",":
-        depth += {"(": 1, ")": -1}.get(mark, 0)
-        if mark == "," and depth == 0:
-            found.append(part.strip())
-            part = ""
-        else:
-            part += mark
-    return [f for f in found if f]
 
 
 def _nets(items: list[str]) -> dict[str, str]:

@@ -14,8 +14,8 @@ from .dataset import Dataset
 from .errors import Cancelled, Held, UserError
 from .ledger import Ledger
 from .method import Method, Model
-from .result import Findings, Result, Score
-from .run import Run, cost_of, fitted
+from .result import Cost, Findings, Result, Score
+from .run import Run, cost_of, fitted, thin
 from .task import Part, Task
 from .value import digest_of
 
@@ -98,8 +98,6 @@ def _judge(
         on_log=on_log, nets=options.nets, label=method.name,
     )  # fmt: skip
     where = provenance(task, data, method, fold, seed, options)
-    from .result import Cost
-
     try:
         refusal = method.refuses(task, data.facts())
         if refusal:
@@ -125,13 +123,10 @@ def _judge(
         return Result(key, "failed", (), None, Cost(), text, where), {}
     status: Literal["done", "stopped"] = "stopped" if run.stopped else "done"
     facts = {"chosen": model.method.plain(), "notes": run.notes, "row": method.row()}
-    curve = {name: points for name, points in _curve(run).items()}
-    return Result(key, status, tuple(scores), task.headline(scores), cost, None, where, curve, facts), found
+    return Result(key, status, tuple(scores), task.headline(scores), cost, None, where, _curve(run), facts), found
 
 
 def _curve(run: Run) -> dict[str, Any]:
-    from .run import thin
-
     return {name: [list(p) for p in thin(points, 120)] for name, points in run.curve.items()}
 
 

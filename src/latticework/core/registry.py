@@ -113,6 +113,19 @@ def entries(noun: str) -> Iterator[Entry]:
         yield find(*key)
 
 
+def search(task: str | None = None, words: str | None = None) -> list[Entry]:
+    """Methods for a task whose name, description or paper has all of the words."""
+    wanted = (words or "").lower().split()
+    heads = {p.path: p.facts for p in papers()}
+    found = []
+    for entry in entries("method"):
+        paper = heads.get(entry.head, {})
+        text = f"{entry.name} {entry.says} {paper.get('title', '')} {paper.get('summary', '')} {paper.get('when', '')}".lower()
+        if (task is None or task in entry.facts.get("tasks", ())) and all(word in text for word in wanted):
+            found.append(entry)
+    return found
+
+
 def find(noun: str, name: str) -> Entry:
     """The entry of a name; an unknown name suggests the nearest, a name from two packages names both."""
     items = _entries().get((noun, name))
@@ -161,19 +174,26 @@ def _settings(text: str, body: str) -> dict[str, Any]:
     """``field=value; field=value`` cut at the semicolons outside of brackets."""
     from .value import read_text
 
-    settings, depth, part = {}, 0, ""
-    for mark in body + ";":
-        depth += {"(": 1, ")": -1}.get(mark, 0)
-        if mark != ";" or depth:
-            part += mark
-            continue
-        if part.strip():
-            key, equals, given = part.partition("=")
-            if not equals:
-                raise UserError(f"{text!r}: write settings as name(field=value; field=value)")
-            settings[key.strip()] = read_text(given.strip())
-        part = ""
+    settings = {}
+    for part in split_outside(body, ";"):
+        key, equals, given = part.partition("=")
+        if not equals:
+            raise UserError(f"{text!r}: write settings as name(field=value; field=value)")
+        settings[key.strip()] = read_text(given.strip())
     return settings
+
+
+def split_outside(text: str, mark: str) -> list[str]:
+    """The pieces of a text between marks that stand outside of brackets; empty ones are left out."""
+    found, depth, part = [], 0, ""
+    for sign in text + mark:
+        depth += {"(": 1, ")": -1}.get(sign, 0)
+        if sign == mark and not depth:
+            found.append(part.strip())
+            part = ""
+        else:
+            part += sign
+    return [piece for piece in found if piece]
 
 
 def _named(noun: str, text: str) -> tuple[Any, dict[str, Any]]:

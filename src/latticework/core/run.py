@@ -46,7 +46,6 @@ class Run:
         cancelled: Callable[[], bool] | None = None,
         nets: Mapping[str, str] | None = None,
         label: str = "",
-        total_steps: int | None = None,
     ) -> None:
         self.task, self.digest, self.fold, self.seed = task, digest, fold, seed
         self.ledger = ledger or Ledger()
@@ -54,12 +53,12 @@ class Run:
         self.deadline, self.on_log, self.cancelled = deadline, on_log, cancelled
         self.nets = dict(nets or {})
         self.label = label
-        self.total_steps = total_steps
         self.curve: dict[str, list[tuple[int, float]]] = {}
         self.refs_s = 0.0
         self.waited_s = 0.0
         self.stopped = False
         self.notes: list[str] = []
+        self.facts: dict[str, Any] = {}  # of the fit, once there is one
         self.fit_key = ""
         self._valid: Part | None = None
         self._parts: tuple[Part, Part | None] | None = None
@@ -151,11 +150,10 @@ class Run:
                 return ref.method.build(train, child)
         before = time.perf_counter()
         model = fitted(ref.method, train, valid, child)
-        waited = time.perf_counter() - before
-        facts = child.ledger.fit_facts(child.fit_key) if child.ledger.fit_folder(child.fit_key) else None
         # what it cost to fit counts, also where it came from the ledger; what was waited here is no part of this fit
-        self.refs_s += facts["fit_s"] + facts["refs_s"] if facts else waited
-        self.waited_s += waited
+        self.refs_s += child.facts["fit_s"] + child.facts["refs_s"]
+        self.waited_s += time.perf_counter() - before
+        self.stopped |= child.stopped  # a fit on a part that was cut short is cut short
         return model
 
     def child(self, seed: int | None = None, label: str = "") -> Run:
@@ -208,7 +206,7 @@ def fitted(method: Method, train: Part, valid: Part | None, run: Run) -> Model:
             if folder is None:
                 model = _fit(method, train, valid, run)
                 return model
-    facts = run.ledger.fit_facts(key)
+    run.facts = facts = run.ledger.fit_facts(key)
     run.curve = {name: [tuple(p) for p in points] for name, points in facts["curve"].items()}
     run.refs_s, run.stopped, run.notes = facts["refs_s"], facts["stopped"], list(facts["notes"])
     model = store.load_model(folder, run.nets)
@@ -223,7 +221,7 @@ def _fit(method: Method, train: Part, valid: Part | None, run: Run) -> Model:
     with run.seeded():
         model = method.fit(train, valid, run)
     fit_s = time.perf_counter() - before - run.waited_s
-    facts = {
+    run.facts = facts = {
         "method": method.plain(),
         "chosen": model.method.plain(),
         "fit_s": max(fit_s, 0.0),
@@ -240,13 +238,12 @@ def _fit(method: Method, train: Part, valid: Part | None, run: Run) -> Model:
         folder = run.ledger.fit_folder(run.fit_key)
         assert folder is not None
         return store.load_model(folder, run.nets)
-    run.facts = facts  # type: ignore[attr-defined]
     return model
 
 
 def cost_of(method: Method, run: Run, predict_s: float) -> Cost:
     """The recorded cost of the fit behind a run."""
-    facts = getattr(run, "facts", None) or run.ledger.fit_facts(run.fit_key)
+    facts = run.facts
     return Cost(
         fit_s=facts["fit_s"], refs_s=facts["refs_s"], predict_s=predict_s,
         peak_bytes=facts["peak_bytes"], parameters=facts["parameters"],

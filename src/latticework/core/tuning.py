@@ -53,7 +53,10 @@ class Tuned(Method):
             raise UserError("tuning needs a validation part, and this task has none; leave --tune out")
         space = self.space()
         if not space:
-            return fitted(self.method, train, valid, run.child())
+            child = run.child()
+            model = fitted(self.method, train, valid, child)
+            run.stopped = child.stopped
+            return model
         try:
             import optuna
         except ImportError:
@@ -62,13 +65,10 @@ class Tuned(Method):
         sign = 1.0 if run.metric.better == "higher" else -1.0
         sampler = optuna.samplers.TPESampler(seed=int(run.rng("tuning").integers(2**31)), n_startup_trials=min(10, self.trials))
         study = optuna.create_study(direction="maximize", sampler=sampler)
-        best: tuple[float, Method] | None = None
+        best: tuple[float, Model] | None = None
         for trial in range(self.trials):
             asked = study.ask(_distributions(optuna, space))
-            settings = {} if trial == 0 else asked.params
-            if trial == 0:
-                settings = current(self.method, space)
-            candidate = self.method.with_settings(settings)
+            candidate = self.method if trial == 0 else self.method.with_settings(asked.params)
             child = run.child(label=f"{run.label} {trial + 1}/{self.trials}")
             model = fitted(candidate, train, valid, child)
             run._valid = valid
@@ -79,7 +79,7 @@ class Tuned(Method):
             if trial > 0:
                 study.tell(asked, score if math.isfinite(score) else -1e9)
             if best is None or score > best[0]:
-                best = (score, candidate)
+                best = (score, model)
             try:
                 run.log(trial, valid=value)
             except OutOfTime:
@@ -87,8 +87,8 @@ class Tuned(Method):
             if run.stopped:
                 break
         assert best is not None
-        run.notes.append(f"chosen of {self.trials} trials on validation: {best[1].label}")
-        return fitted(best[1], train, valid, run.child())
+        run.notes.append(f"chosen of {self.trials} trials on validation: {best[1].method.label}")
+        return best[1]
 
 
 def search_space(method: Method) -> dict[str, Any]:
@@ -99,18 +99,6 @@ def search_space(method: Method) -> dict[str, Any]:
         if isinstance(inner, Method):
             space |= {f"{name}.{key}": where for key, where in search_space(inner).items()}
     return space
-
-
-def current(method: Method, space: dict[str, Any]) -> dict[str, Any]:
-    """The values that the method has now."""
-    plain = method.plain()
-    found = {}
-    for path in space:
-        node: Any = plain
-        for part in path.split("."):
-            node = node[part]
-        found[path] = node
-    return found
 
 
 def _distributions(optuna: Any, space: dict[str, Any]) -> dict[str, Any]:

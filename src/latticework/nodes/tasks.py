@@ -164,7 +164,10 @@ class NodeClassification(Task):
         split = task.split(graph, name)
         schema = schema_of(graph)
         slices = node_slices(graph)
-        parts = [task._part(graph, np.flatnonzero(split == code), schema, slices) for code in (TRAIN, VALID, TEST)]
+        parts = [
+            task._part(graph, np.flatnonzero(split == code), schema, slices if code == TEST else {})
+            for code in (TRAIN, VALID, TEST)
+        ]
         for word, part in (("train", parts[0]), ("test", parts[2])):
             if not len(part.query.rows) and not (word == "test" and name.startswith("all")):
                 raise UserError(f"the {word} part of split {name} has no labelled node; label some, or use task.protocol=random")
