@@ -12,7 +12,7 @@ from latticework.core.dataset import Dataset, open_data
 from latticework.core.errors import UserError
 from latticework.core.evaluate import Options, ask, suited
 from latticework.core.evaluate import fit as fit_model
-from latticework.core.grid import Cell, Grid, class_value, default_task, entry_of, run_grid, task_of, tuned
+from latticework.core.grid import Cell, Grid, class_value, entry_of, run_grid, task_for, task_of, tuned
 from latticework.core.ledger import Ledger
 from latticework.core.method import Encoder, Method, Model
 from latticework.core.result import Findings, Result, Score
@@ -133,12 +133,11 @@ def fit(
 
 
 def _task_for(method: Method, data: Dataset) -> Task:
-    for name in method.tasks:
-        task = task_of(name)
-        if data.kind in task.kinds:
-            return task
-    wanted = sorted({k for name in method.tasks for k in task_of(name).kinds})
-    raise UserError(f"{method.name} is for {', '.join(wanted) or 'no data'}, and this is {data.kind}")
+    task = task_for(method, data)
+    if task is None:
+        wanted = sorted({k for name in method.tasks for k in task_of(name).kinds})
+        raise UserError(f"{method.name} is for {', '.join(wanted) or 'no data'}, and this is {data.kind}")
+    return task
 
 
 def load(path: str | Path, nets: Mapping[str, str] | None = None) -> Fitted:
@@ -320,6 +319,6 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
-    "Answers", "Fitted", "compare", "dataset", "datasets", "default_task", "embed", "fit", "load", "methods", "probe", "report",
+    "Answers", "Fitted", "compare", "dataset", "datasets", "embed", "fit", "load", "methods", "probe", "report",
     "score",
 ]  # fmt: skip

@@ -252,3 +252,15 @@ def test_a_checkpoint_without_a_validation_part_holds_no_infinity(tmp_path: Path
     train(net, lambda epoch: 1.0, a_run(), epochs=2, optimiser=optimiser)
     again = a_run().last()
     assert again is not None and again[0] == 2 and float(again[1]["best"]) == float("inf")
+
+
+def test_tuning_that_is_cut_short_is_no_evidence(tmp_path: Path) -> None:
+    """Tuning whose trials are cut is cut itself: nothing of it is kept as evidence."""
+    from latticework.core.dataset import open_data
+    from latticework.nodes.tasks import NodeClassification
+
+    data = open_data("karate")
+    task = NodeClassification().for_data(data)
+    method = method_of("tuned(method=gcn(epochs=100000; patience=100000); trials=3)")
+    result = evaluate(task, data, method, "random-0", 0, Ledger(tmp_path), Options(time_s=0.3))
+    assert result.status == "stopped" and not list((tmp_path / "fits").iterdir())

@@ -296,3 +296,9 @@ def test_cut_avi_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cut.avi").write_bytes(data[:200_000])
     with pytest.raises(UserError, match=r"declares 164 frames and it holds"):
         read_frames(tmp_path / "cut.avi")
+
+
+def test_a_clip_is_exported_as_frames_that_read_back(tmp_path: Path) -> None:
+    given = from_frames(np.arange(3 * 8 * 8 * 3, dtype=np.uint8).reshape(3, 8, 8, 3))
+    given.write(tmp_path / "out")
+    assert np.array_equal(ClipFiles(path=tmp_path / "out").read().frames, given.read().frames)

@@ -157,14 +157,17 @@ def entry_of(text: str) -> Method:
     return value
 
 
+def task_for(method: Method, data: Dataset) -> Task | None:
+    """The method's first task that fits the kind of the data, or none."""
+    return next((task for task in map(task_of, method.tasks) if data.kind in task.kinds), None)
+
+
 def default_task(data: Dataset, entries: Sequence[str] = ()) -> Task:
-    """The first method's first task that fits the kind, else the kind's first task."""
+    """The first entry's first task that fits the kind, else the kind's first task."""
     for text in entries:
-        method = entry_of(text)
-        for name in method.tasks:
-            task = task_of(name)
-            if data.kind in task.kinds:
-                return task
+        task = task_for(entry_of(text), data)
+        if task is not None:
+            return task
     for entry in registry.entries("task"):
         if data.kind in entry.facts.get("kinds", ()):
             return task_of(entry.name)

@@ -107,6 +107,11 @@ class ClipSet(Dataset):
         ]
         return lines + list(self.read().notes)
 
+    def write(self, to: Path) -> None:
+        """A video file, or a folder of PNG frames that reads back exactly."""
+        clip = self.read()
+        write_frames(to, clip.frames, clip.fps)
+
 
 def _motion(frames: Array) -> float:
     """Mean absolute difference of the brightness of consecutive frames, on every fourth pixel, in grey levels."""
@@ -316,8 +321,3 @@ def _derived(data: Scaled | Cropped | Excerpt) -> Clip:
 @lru_cache(maxsize=4)
 def _derived_cached(digest: str, data: Scaled | Cropped | Excerpt) -> Clip:
     return Clip(data.make_frames, data.name)
-
-
-def write_clip(clip: Clip, to: Path) -> None:
-    """A video file, or a folder of PNG frames that `read_frames` gives back exactly."""
-    write_frames(to, clip.frames, clip.fps)

@@ -24,7 +24,7 @@ from latticework.core import registry, store
 from latticework.core.dataset import Dataset, open_data
 from latticework.core.errors import Cancelled, UserError
 from latticework.core.evaluate import Options, evaluate, suited
-from latticework.core.grid import class_value, entry_of, task_of
+from latticework.core.grid import class_value, entry_of, task_for, task_of
 from latticework.core.ledger import Ledger
 from latticework.core.method import Method
 from latticework.core.result import Result
@@ -108,7 +108,8 @@ def check_method(
     """The whole battery on a small fit; `fingerprints` is a JSON file of stored scores that catches a forgotten `revision`."""
     value = entry_of(method) if isinstance(method, str) else method
     given = open_data(data)
-    chosen = task if isinstance(task, Task) else task_of(task) if task else _task_for(value, given)
+    chosen = task if isinstance(task, Task) else task_of(task) if task else task_for(value, given)
+    assert chosen is not None, f"{value.name} has no task for data of kind {given.kind}"
     chosen = chosen.for_data(given)
     check_value(value)
     with TemporaryDirectory() as folder:
@@ -125,10 +126,6 @@ def check_method(
     if fingerprints is not None:
         check_revision(value, given, chosen, first, fingerprints)
     return first
-
-
-def _task_for(method: Method, data: Dataset) -> Task:
-    return next(t for t in map(task_of, method.tasks) if data.kind in t.kinds)
 
 
 def _result(task: Task, data: Dataset, method: Method, root: str, seed: int = 0, device: str = "cpu") -> Result:
