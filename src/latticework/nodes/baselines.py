@@ -7,7 +7,7 @@ match most newer methods, and a comparison without them would not be honest.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -23,10 +23,19 @@ from latticework.core.run import Run
 from latticework.core.task import Part, Task
 from latticework.core.value import setting
 from latticework.layers.propagation import SparseOperator, adjacency
-from latticework.layers.sparse_features import FeatureLinear, SparseFeatures, feature_dropout
+from latticework.layers.sparse_features import FeatureLinear, SparseFeatures
 
 from .embedding import EmbeddingMethod, EmbeddingModel
-from .network import Features, NodeNetwork, features_of, operator_of
+from .network import (
+    FEATURE_TASKS,
+    EncodeHead,
+    Features,
+    FirstMaps,
+    NodeNetwork,
+    features_of,
+    operator_of,
+    several_dropout,
+)
 
 
 # -- trivial ---------------------------------------------------------------------------------------------------------
@@ -34,7 +43,7 @@ class Majority(Method):
     """Answers every node with the shares of the classes among the train nodes."""
 
     name: ClassVar[str] = "majority"
-    tasks: ClassVar[tuple[str, ...]] = ("node-classification",)
+    tasks: ClassVar[tuple[str, ...]] = FEATURE_TASKS
     gives: ClassVar[tuple[type[Any], ...]] = (Predictor,)
     chance: ClassVar[bool] = False
     model: ClassVar[type[MajorityModel]] = MajorityModel
@@ -44,30 +53,54 @@ class Majority(Method):
 
 
 # -- without a graph -------------------------------------------------------------------------------------------------
-class MLP(nn.Module):
-    """``layers`` linear maps with ReLU and dropout between. [n, F] -> [n, C]."""
+class MLP(EncodeHead):
+    """``layers`` linear maps with ReLU and dropout between. [n, F] (or `inputs` of them) -> [n, C]."""
 
-    def __init__(self, features: int, classes: int, hidden: int, layers: int, dropout: float) -> None:
+    def __init__(self, features: int, classes: int, hidden: int, layers: int, dropout: float, inputs: int = 1) -> None:
         super().__init__()
         sizes = [features] + [hidden] * (layers - 1) + [classes]
-        self.maps = nn.ModuleList(FeatureLinear(a, b) for a, b in itertools.pairwise(sizes))
+        self.maps = nn.ModuleList(
+            first_map(lambda: FeatureLinear(features, sizes[1]), inputs)
+            if i == 0
+            else FeatureLinear(inputs * a if i == 1 else a, b)
+            for i, (a, b) in enumerate(itertools.pairwise(sizes))
+        )
         self.dropout = dropout
 
-    def forward(self, x: Features) -> Tensor:
-        h = self.maps[0](feature_dropout(x, self.dropout, self.training))
-        for layer in self.maps[1:]:
+    def encode(self, x: Features | Sequence[Features], *graph: Any) -> Tensor:
+        """The states before the last map (with a single map, its scores)."""
+        h = self.maps[0](several_dropout(x, self.dropout, self.training))
+        for layer in self.maps[1:-1]:
             h = layer(F.dropout(F.relu(h), self.dropout, self.training))
         return h
+
+    def head(self, h: Tensor, *graph: Any) -> Tensor:
+        return self.maps[-1](F.dropout(F.relu(h), self.dropout, self.training)) if len(self.maps) > 1 else h
+
+
+def first_map(make: Callable[[], nn.Module], inputs: int) -> nn.Module:
+    """The first layer of a network, or one for each of several feature matrices."""
+    return make() if inputs == 1 else FirstMaps([make() for _ in range(inputs)])
+
+
+def refuse_inputs(layers: int, inputs: int) -> None:
+    """Several feature matrices need a layer that brings them together."""
+    if inputs > 1 and layers < 2:
+        raise UserError("several feature matrices need two layers or more: the second brings them together")
 
 
 class MLPMethod(NodeNetwork):
     """A multilayer perceptron on the node features: what the graph must add to."""
 
     name: ClassVar[str] = "mlp"
+    tasks: ClassVar[tuple[str, ...]] = FEATURE_TASKS
+    encode_head: ClassVar[bool] = True
+    many_inputs: ClassVar[bool] = True
     layers: int = setting(2, "linear maps", ge=1, le=16, search=(1, 3))
 
-    def module(self, features: int, classes: int, schema: Mapping[str, Any]) -> nn.Module:
-        return MLP(features, classes, self.hidden, self.layers, self.dropout)
+    def module(self, features: int, classes: int, schema: Mapping[str, Any], inputs: int = 1) -> nn.Module:
+        refuse_inputs(self.layers, inputs)
+        return MLP(features, classes, self.hidden, self.layers, self.dropout, inputs)
 
     def inputs(self, part: Part, device: str) -> tuple[Any, ...]:
         return (features_of(part, device, self.row_normalise),)
@@ -104,7 +137,7 @@ class LogisticRegression(Method):
     """Logistic regression (scikit-learn) on the node features, one against the rest with several labels a node."""
 
     name: ClassVar[str] = "logistic-regression"
-    tasks: ClassVar[tuple[str, ...]] = ("node-classification",)
+    tasks: ClassVar[tuple[str, ...]] = FEATURE_TASKS
     gives: ClassVar[tuple[type[Any], ...]] = (Predictor,)
     chance: ClassVar[bool] = False
     model: ClassVar[type[EstimatorModel]] = EstimatorModel
@@ -200,38 +233,46 @@ class LabelPropagation(Method):
 
 
 # -- convolutions (PyG's layers) -------------------------------------------------------------------------------------
-class ConvNet(nn.Module):
+class ConvNet(EncodeHead):
     """A stack of PyG convolutions with optional residual links and normalisation.
 
     ``h <- drop(relu(norm(conv(h) + residual(h))))`` in every layer but the last, which gives logits [n, C]. The operator is
-    what the convolutions take: a sparse tensor (GCN, SAGE) or an edge index (GAT).
+    what the convolutions take: a sparse tensor (GCN, SAGE) or an edge index (GAT). With `inputs` > 1 the first layer is
+    one convolution for each feature matrix.
     """
 
-    def __init__(self, kind: str, features: int, classes: int, method: Convolution) -> None:
+    def __init__(self, kind: str, features: int, classes: int, method: Convolution, inputs: int = 1) -> None:
         super().__init__()
         self.dropout = method.dropout
         depth, hidden = method.layers, method.hidden
         sizes = [features] + [hidden] * (depth - 1) + [classes]
         self.convolutions, self.norms, self.residuals = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for i, (a, b) in enumerate(itertools.pairwise(sizes)):
-            last = i == depth - 1
-            self.convolutions.append(convolution(kind, a, b, method, last))
+            last, copies = i == depth - 1, inputs if i == 0 else 1
+            a = inputs * a if i == 1 else a
+            self.convolutions.append(first_map(lambda a=a, b=b, last=last: convolution(kind, a, b, method, last), copies))
             norm: nn.Module = nn.Identity()
             if not last and method.norm != "none":
-                norm = nn.BatchNorm1d(b) if method.norm == "batch" else nn.LayerNorm(b)
+                norm = nn.BatchNorm1d(copies * b) if method.norm == "batch" else nn.LayerNorm(copies * b)
             self.norms.append(norm)
-            self.residuals.append(FeatureLinear(a, b) if method.residual else nn.Identity())
+            residual = first_map(lambda a=a, b=b: FeatureLinear(a, b), copies) if method.residual else nn.Identity()
+            self.residuals.append(residual)
         self.residual = method.residual
 
-    def forward(self, x: Features, operator: Any) -> Tensor:
+    def _layer(self, i: int, h: Any, operator: Any) -> Tensor:
+        h = several_dropout(h, self.dropout, self.training)
+        new = self.convolutions[i](h, operator)
+        return new + self.residuals[i](h) if self.residual else new
+
+    def encode(self, x: Features | Sequence[Features], operator: Any) -> Any:
+        """The states before the last convolution (with a single one, the features)."""
         h: Any = x
-        for i, conv in enumerate(self.convolutions):
-            h = feature_dropout(h, self.dropout, self.training)
-            new = conv(h, operator)
-            if self.residual:
-                new = new + self.residuals[i](h)
-            h = new if i == len(self.convolutions) - 1 else F.relu(self.norms[i](new))
+        for i in range(len(self.convolutions) - 1):
+            h = F.relu(self.norms[i](self._layer(i, h, operator)))
         return h
+
+    def head(self, h: Any, operator: Any) -> Tensor:
+        return self._layer(len(self.convolutions) - 1, h, operator)
 
 
 class GCNLayer(nn.Module):
@@ -301,12 +342,15 @@ def convolution(kind: str, inputs: int, outputs: int, method: Convolution, last:
 class Convolution(NodeNetwork):
     """Fields that the classic graph convolutions share."""
 
+    encode_head: ClassVar[bool] = True
+    many_inputs: ClassVar[bool] = True
     layers: int = setting(2, "convolutions", ge=1, le=64, search=(1, 4))
     residual: bool = setting(False, "add a linear map of each layer's input to its output", search=[False, True])
     norm: Literal["none", "batch", "layer"] = setting("none", "normalisation of hidden layers", search=["none", "batch", "layer"])
 
-    def module(self, features: int, classes: int, schema: Mapping[str, Any]) -> nn.Module:
-        return ConvNet(self.name, features, classes, self)
+    def module(self, features: int, classes: int, schema: Mapping[str, Any], inputs: int = 1) -> nn.Module:
+        refuse_inputs(self.layers, inputs)
+        return ConvNet(self.name, features, classes, self, inputs)
 
 
 class GCN(Convolution):
@@ -354,7 +398,7 @@ def undirected_edges(part: Part) -> Tensor:
     return to_undirected(part.data.edge_index, num_nodes=int(part.data.num_nodes))
 
 
-class APPNP(nn.Module):
+class APPNP(EncodeHead):
     """``Z = MLP(X)``, then ``Z_k = (1 - teleport) S Z_(k-1) + teleport Z``: personalised PageRank on class scores.
 
     Source: Gasteiger et al., "Predict then Propagate" (ICLR 2019). [n, F] -> [n, C].
@@ -365,8 +409,11 @@ class APPNP(nn.Module):
         self.mlp = MLP(features, classes, hidden, 2, dropout)
         self.hops, self.teleport = hops, teleport
 
-    def forward(self, x: Features, S: Any) -> Tensor:
-        Z = self.mlp(x)
+    def encode(self, x: Features, S: Any) -> Tensor:
+        return self.mlp.encode(x)
+
+    def head(self, h: Tensor, S: Any) -> Tensor:
+        Z = self.mlp.head(h)
         state = Z
         for _ in range(self.hops):
             state = (1 - self.teleport) * (S @ state) + self.teleport * Z
@@ -386,6 +433,7 @@ class APPNPMethod(NodeNetwork):
     """Personalised PageRank of class scores."""
 
     name: ClassVar[str] = "appnp"
+    encode_head: ClassVar[bool] = True
     hops: int = setting(10, "power iterations", ge=1, le=1000)
     teleport: float = setting(0.1, "chance of going back to the node itself", gt=0, lt=1, search=(0.05, 0.5))
     weight_decay: float = setting(5e-3, "on the first linear map", ge=0, le=1, search=(1e-5, 2e-2, "log"))
@@ -395,7 +443,7 @@ class APPNPMethod(NodeNetwork):
         first = net.mlp.maps[0]
         return first_layer_decay(net, first, self.weight_decay)
 
-    def module(self, features: int, classes: int, schema: Mapping[str, Any]) -> nn.Module:
+    def module(self, features: int, classes: int, schema: Mapping[str, Any], inputs: int = 1) -> nn.Module:
         return APPNP(features, classes, self.hidden, self.hops, self.teleport, self.dropout)
 
     def inputs(self, part: Part, device: str) -> tuple[Any, ...]:

@@ -35,7 +35,7 @@ from latticework.core.value import setting
 from latticework.layers.propagation import SparseOperator, hop_stack
 from latticework.layers.sparse_features import FeatureLinear, SparseFeatures, feature_dropout
 
-from .network import Features, NodeModel, NodeNetwork, features_of, operator_of
+from .network import EncodeHead, Features, NodeModel, NodeNetwork, features_of, operator_of
 
 Array = NDArray[Any]
 
@@ -83,7 +83,7 @@ class GatedPropagation(nn.Module):
         return torch.cat([torch.sigmoid(self.score(P)) for P in hop_stack(S, Z, self.hops)], dim=1)
 
 
-class DAGNN(nn.Module):
+class DAGNN(EncodeHead):
     """Deep adaptive graph neural network: dropout, linear, ReLU, dropout, linear, then `GatedPropagation`.
 
     Parameters: ``F h + h + h C + C`` and ``C + 1`` of the gate, whatever the number of hops. `batch_norm` puts a
@@ -112,20 +112,29 @@ class DAGNN(nn.Module):
         self.propagation = GatedPropagation(classes, hops, gate)
         self.dropout = dropout
 
-    def scores(self, x: Features) -> Tensor:
-        """``Z = MLP(x)`` [n, C], without the graph."""
+    def hidden(self, x: Features) -> Tensor:
+        """The hidden layer [n, h], without the graph."""
         h = self.first(x if self.norm is not None else feature_dropout(x, self.dropout, self.training))
         h = F.relu(h if self.norm is None else self.norm(h))
-        Z = self.second(F.dropout(h, self.dropout, self.training))
-        # NaN passes through every map above, so the small Z tells whether the large x need be searched
-        if not bool(torch.isfinite(Z.detach()).all()):
+        # NaN passes through the map (ReLU keeps it), so the small h tells whether the large x need be searched
+        if not bool(torch.isfinite(h.detach()).all()):
             _refuse_nan(x)
-        return Z
+        return h
 
-    def forward(self, x: Features, S: SparseOperator | Tensor) -> Tensor:
+    def scores(self, x: Features) -> Tensor:
+        """``Z = MLP(x)`` [n, C], without the graph."""
+        return self._scores(self.hidden(x))
+
+    def _scores(self, h: Tensor) -> Tensor:
+        return self.second(F.dropout(h, self.dropout, self.training))
+
+    def encode(self, x: Features, S: SparseOperator | Tensor) -> Tensor:
         if x.shape[0] != S.shape[0]:
             raise ValueError(f"x has {x.shape[0]} rows, the graph {S.shape[0]} nodes")
-        return self.propagation(self.scores(x), S)
+        return self.hidden(x)
+
+    def head(self, h: Tensor, S: SparseOperator | Tensor) -> Tensor:
+        return self.propagation(self._scores(h), S)
 
     @torch.no_grad()
     def gates(self, x: Features, S: SparseOperator | Tensor) -> Tensor:
@@ -170,6 +179,7 @@ class DAGNNMethod(NodeNetwork):
     """
 
     name: ClassVar[str] = "dagnn"
+    encode_head: ClassVar[bool] = True
     gives: ClassVar[tuple[type[Any], ...]] = (Predictor,)
     model: ClassVar[type[NodeModel]] = DAGNNModel
 
@@ -181,7 +191,7 @@ class DAGNNMethod(NodeNetwork):
     patience: int = setting(100, "window of validation losses whose mean stops the fit", ge=1)
     batch_norm: bool = setting(False, "BatchNorm after the first map and no dropout of the input (ogbn-arxiv)")
 
-    def module(self, features: int, classes: int, schema: Mapping[str, Any]) -> nn.Module:
+    def module(self, features: int, classes: int, schema: Mapping[str, Any], inputs: int = 1) -> nn.Module:
         return DAGNN(features, classes, self.hidden, self.hops, self.dropout, self.gate, self.batch_norm)
 
     def inputs(self, part: Part, device: str) -> tuple[Any, ...]:

@@ -11,9 +11,12 @@ from torch import Tensor
 
 from latticework.core.errors import UserError
 from latticework.core.method import Encoder, Method, Model, Predictor
+from latticework.core.result import Findings
 from latticework.core.run import Run
 from latticework.core.task import Part, Task
 from latticework.core.value import setting
+
+from .network import FEATURE_TASKS
 
 
 class EmbeddingModel(Model):
@@ -70,6 +73,9 @@ class ReadoutModel(Model):
         encoder = type(method.encoder).model.restore(method.encoder, schema["encoder"], inner)
         return cls(method, schema, encoder, state["readout"])
 
+    def explain(self, part: Part) -> Findings:
+        return self.encoder.explain(part)
+
     def parameters(self) -> int:
         return int(sum(v.numel() for v in self.encoder.state().values() if isinstance(v, torch.Tensor)))
 
@@ -78,7 +84,7 @@ class LogisticReadout(Method):
     """The task's read-out: logistic regression on an encoder's vectors (one against the rest with several labels a node)."""
 
     name: ClassVar[str] = "logistic-readout"
-    tasks: ClassVar[tuple[str, ...]] = ("node-classification",)
+    tasks: ClassVar[tuple[str, ...]] = FEATURE_TASKS
     gives: ClassVar[tuple[type[Any], ...]] = (Predictor,)
     model: ClassVar[type[ReadoutModel]] = ReadoutModel
     encoder: Method = setting(..., "the method whose vectors are read")

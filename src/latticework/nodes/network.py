@@ -5,7 +5,7 @@ A recipe says how its network is built (`module`) and what it is fed (`inputs`);
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -20,9 +20,11 @@ from latticework.core.task import Part, Task
 from latticework.core.training import Patience, Watch, train
 from latticework.core.value import setting
 from latticework.layers.propagation import SparseOperator, normalised_adjacency
-from latticework.layers.sparse_features import SparseFeatures, compact
+from latticework.layers.sparse_features import SparseFeatures, compact, feature_dropout
 
 Features = Tensor | SparseFeatures
+# tasks whose answers need no more than the target nodes' own features
+FEATURE_TASKS = ("node-classification", "hetero-node-classification", "hypergraph-node-classification")
 
 
 class NodeModel(Model):
@@ -51,12 +53,64 @@ class NodeModel(Model):
         return cls(method, schema, net)
 
 
+class EncodeHead(nn.Module):
+    """A network in two stages: ``logits = head(encode(x, *graph), *graph)``, so that one encoder can serve several heads.
+
+    ``encode`` gives hidden states [n, h]; ``head`` maps them (and may smooth them along the graph) to logits [n, C].
+    """
+
+    def encode(self, x: Any, *graph: Any) -> Tensor:
+        raise NotImplementedError
+
+    def head(self, h: Tensor, *graph: Any) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Any, *graph: Any) -> Tensor:
+        return self.head(self.encode(x, *graph), *graph)
+
+
+class FirstMaps(nn.Module):
+    """The first layer of a network that reads k feature matrices: a map of its own for each, results side by side.
+
+    k x [n, f] -> [n, k h]; with one matrix it is that map alone, under the same parameter names.
+    """
+
+    def __init__(self, maps: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.maps = nn.ModuleList(maps)
+
+    def forward(self, x: Sequence[Features], *graph: Any) -> Tensor:
+        if len(x) != len(self.maps):
+            raise ValueError(f"{len(x)} feature matrices were given, the network reads {len(self.maps)}")
+        return torch.cat([layer(part, *graph) for layer, part in zip(self.maps, x, strict=True)], dim=1)
+
+
+def several_dropout(x: Features | Sequence[Features], p: float, training: bool) -> Any:
+    """Dropout on one feature matrix, or on each of several."""
+    if isinstance(x, list | tuple):
+        return [feature_dropout(part, p, training) for part in x]
+    return feature_dropout(x, p, training)  # type: ignore[arg-type]
+
+
+def backbones_with(socket: str) -> list[str]:
+    """Names of the node classifiers whose network has a socket (``encode_head`` or ``many_inputs``)."""
+    from latticework.core import registry
+
+    found = []
+    for entry in registry.entries("method"):
+        if "node-classification" in entry.facts.get("tasks", ()) and getattr(entry.load(), socket, False):
+            found.append(entry.name)
+    return found
+
+
 class NodeNetwork(Backbone):
     """Fields and fit of a full-batch node classifier; subclasses give `module` and `inputs`."""
 
     tasks: ClassVar[tuple[str, ...]] = ("node-classification",)
     gives: ClassVar[tuple[type[Any], ...]] = (Predictor,)
     model: ClassVar[type[NodeModel]] = NodeModel
+    encode_head: ClassVar[bool] = False  # the network has the socket of `EncodeHead`
+    many_inputs: ClassVar[bool] = False  # `module(…, inputs=k)` builds a network that reads k feature matrices
 
     hidden: int = setting(64, "width of the hidden layers", ge=1, le=4096)
     dropout: float = setting(0.5, "dropout on features and hidden layers", ge=0, lt=1, search=(0.0, 0.8))
@@ -67,8 +121,8 @@ class NodeNetwork(Backbone):
     stop: Literal["loss", "metric"] = setting("loss", "the epoch is chosen by validation loss, or by the headline")
     row_normalise: bool = setting(True, "divide a node's features by their sum where all are 0 or 1 (bags of words)")
 
-    def module(self, features: int, classes: int, schema: Mapping[str, Any]) -> nn.Module:
-        """The bare network."""
+    def module(self, features: int, classes: int, schema: Mapping[str, Any], inputs: int = 1) -> nn.Module:
+        """The bare network; with `inputs` > 1 (where `many_inputs`) its first argument is so many feature matrices."""
         raise NotImplementedError
 
     def inputs(self, part: Part, device: str) -> tuple[Any, ...]:
@@ -112,10 +166,11 @@ def fit_network(method: NodeNetwork, part: Part, valid: Part | None, run: Run) -
     watch = None
     if valid is not None:
         held, truth = _asked(valid, run.device)
+        seen = inputs if valid.data is part.data else method.inputs(valid, run.device)
 
         def look() -> Watch:
             with torch.no_grad():
-                logits = net(*inputs)[held]
+                logits = net(*seen)[held]
                 value = float(_loss(logits, truth))
             if method.stop == "loss":
                 return Watch(value, {"valid loss": value})
@@ -150,7 +205,9 @@ def _loss(logits: Tensor, target: Tensor) -> Tensor:
 
 def features_of(part: Part, device: str, row_normalise: bool) -> Features:
     """The features of all nodes, sparse where they are mostly zero and the device is a CPU."""
-    x: Tensor | None = part.data.x
+    target = getattr(part.query, "target", None)
+    data = part.data if target is None else part.data[target]
+    x: Tensor | None = data.get("x") if target is not None else data.x
     if x is None:
         raise UserError("the nodes have no features, and this method reads them; use fastrp or svd, or add columns to nodes.csv")
     if row_normalise and bool(((x == 0) | (x == 1)).all()):

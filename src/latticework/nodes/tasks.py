@@ -45,7 +45,10 @@ class NodeClassification(Task):
     """Probabilities over classes for nodes of a graph; the headline is accuracy, or micro-F1 with several labels a node.
 
     `protocol`: ``fixed`` is the data's one published split (repeats are seeds), ``given`` its ten (repeats are splits),
-    ``random`` a fresh stratified split each (repeats are splits); ``auto`` takes the first of these that the data have.
+    ``random`` a fresh stratified split each (repeats are splits), ``folds`` stratified cross-validation (repeats are folds,
+    then other draws of them; `valid` is a share of each fold's train nodes); ``auto`` takes the first of fixed, given and
+    random that the data have. `shift` trains on the train nodes of one half by true homophily and tests on the test nodes
+    of the other: how a model fares where neighbourhoods differ from those it was taught on.
     """
 
     name: ClassVar[str] = "node-classification"
@@ -60,7 +63,9 @@ class NodeClassification(Task):
     readouts: ClassVar[Mapping[str, str]] = {"Encoder": "logistic-readout"}
     Query: ClassVar[type[Value]] = NodeQuery
 
-    protocol: Literal["auto", "fixed", "given", "random"] = setting("auto", "which splits")
+    protocol: Literal["auto", "fixed", "given", "random", "folds"] = setting("auto", "which splits")
+    folds: int = setting(5, "protocol=folds: into how many folds", ge=2, le=100)
+    shift: Literal["none", "high-to-low", "low-to-high"] = setting("none", "train on one half by homophily, test on the other")
     labels: Literal["auto", "single", "multi"] = setting("auto", "one label a node, or several")
     rank_by: Literal["auto", "accuracy", "micro-f1", "macro-f1", "roc-auc"] = setting("auto", "the headline")
     train: float = setting(0.48, "share of the labelled nodes of a random split that trains", gt=0, lt=1)
@@ -102,6 +107,8 @@ class NodeClassification(Task):
             return [("fixed", seed) for seed in range(repeats)]
         if task.protocol == "random":
             return [(f"random-{i}", i) for i in range(repeats)]
+        if task.protocol == "folds":
+            return [(f"folds-{i}", i) for i in range(repeats)]
         splits = max(int(data.facts()["splits"]), 1)
         return [(f"given-{i % splits}", i // splits) for i in range(repeats)]
 
@@ -129,10 +136,47 @@ class NodeClassification(Task):
             if graph.splits is None:
                 raise UserError("the data bring no splits; use -s task.protocol=random")
             split = graph.splits[int(number)].copy()
+        elif kind == "folds":
+            split = self._fold(graph, int(number))
         else:
             split = self._random(graph, int(number), whole=kind == "all")
         split[~graph.labelled] = -1
-        return np.asarray(split)
+        return np.asarray(split if kind == "all" else self._shifted(graph, split))
+
+    def _fold(self, graph: Graph, number: int) -> Array:
+        """Fold `number` modulo `folds`; each further round of folds is another draw."""
+        from sklearn.model_selection import KFold, StratifiedKFold, train_test_split
+
+        assert graph.y is not None
+        nodes = np.flatnonzero(graph.labelled)
+        draw, place = divmod(number, self.folds)
+        strata = None if graph.multi_label else graph.y[nodes]
+        kinds = KFold if strata is None else StratifiedKFold
+        if strata is not None and np.bincount(strata).max() < self.folds:
+            raise UserError(f"no class has {self.folds} labelled nodes, as many as there are folds; use -s task.folds=2")
+        cut = kinds(self.folds, shuffle=True, random_state=draw)
+        rest, test = list(cut.split(nodes, strata))[place]
+        split = np.full(graph.nodes, -1, np.int8)
+        split[nodes[test]], split[nodes[rest]] = TEST, TRAIN
+        if self.valid:
+            alike = None if strata is None or np.bincount(strata[rest])[np.unique(strata[rest])].min() < 2 else strata[rest]
+            held = train_test_split(rest, test_size=self.valid, random_state=number, stratify=alike)[1]
+            split[nodes[held]] = VALID
+        return split
+
+    def _shifted(self, graph: Graph, split: Array) -> Array:
+        """The split under `shift`: train and valid nodes of one half by true homophily, test nodes of the other."""
+        if self.shift == "none":
+            return split
+        if graph.multi_label:
+            raise UserError("shift needs one label a node: homophily is not defined with several")
+        local = local_homophily(graph)
+        for code in (TRAIN, VALID, TEST):
+            nodes = np.flatnonzero((split == code) & np.isfinite(local))
+            split[(split == code) & ~np.isfinite(local)] = -1
+            high = upper_half(local[nodes])
+            split[nodes[high != ((self.shift == "high-to-low") == (code != TEST))]] = -1
+        return split
 
     def _random(self, graph: Graph, number: int, whole: bool = False) -> Array:
         rng = np.random.default_rng([number, 0x6E6F6465])
@@ -163,7 +207,7 @@ class NodeClassification(Task):
         task.check(graph)
         split = task.split(graph, name)
         schema = schema_of(graph)
-        slices = node_slices(graph)
+        slices = node_slices(graph) | homophily_halves(graph, np.flatnonzero(split == TEST))
         parts = [
             task._part(graph, np.flatnonzero(split == code), schema, slices if code == TEST else {})
             for code in (TRAIN, VALID, TEST)
@@ -347,6 +391,24 @@ def match_features(graph: Graph, wanted: Sequence[str]) -> Graph:
     return replace(graph, x=x, features=tuple(wanted), _cache={})
 
 
+def upper_half(values: Array) -> Array:
+    """bool [q]: the larger half, cut by count after a stable sort (of an odd number the middle one is below)."""
+    above = np.zeros(len(values), bool)
+    above[np.argsort(values, kind="stable")[(len(values) + 1) // 2 :]] = True
+    return above
+
+
+def homophily_halves(graph: Graph, nodes: Array) -> dict[str, tuple[Array, tuple[str, ...]]]:
+    """The less and the more homophilic half of some nodes, by their true neighbours; those without any are in neither."""
+    if graph.multi_label or graph.y is None or not len(nodes):
+        return {}
+    local = local_homophily(graph)[nodes]
+    known = np.isfinite(local)
+    group = np.full(graph.nodes, -1, np.int64)
+    group[nodes[known]] = upper_half(local[known])
+    return {"homophily": (group, ("low", "high"))}
+
+
 def node_slices(graph: Graph) -> dict[str, tuple[Array, tuple[str, ...]]]:
     """Groups of nodes by degree (quartiles) and by local homophily, computed from the whole truth, for the judge alone."""
     if "slices" in graph._cache:
@@ -359,7 +421,8 @@ def node_slices(graph: Graph) -> dict[str, tuple[Array, tuple[str, ...]]]:
         low = 0 if i == 0 else int(edges[i - 1]) + 1
         high = int(edges[i]) if i < len(edges) else int(degree.max())
         names.append(f"{low}" if low == high else f"{low}–{high}")
-    slices = {"degree": (group, tuple(names))}
+    few = (degree > 2).astype(np.int64)
+    slices = {"degree": (group, tuple(names)), "neighbours": (few, ("at most 2", "3 or more"))}
     if not graph.multi_label and graph.y is not None:
         local = local_homophily(graph)
         bins = np.digitize(np.nan_to_num(local, nan=-1.0), [0.0, 0.25, 0.5, 0.75])

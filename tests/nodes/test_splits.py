@@ -1,0 +1,70 @@
+"""Folds, the shift by homophily, and the slices that the judge makes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from latticework.core.dataset import open_data
+from latticework.core.errors import UserError
+from latticework.data.graph import local_homophily
+from latticework.nodes.tasks import TEST, TRAIN, NodeClassification, homophily_halves, upper_half
+from latticework.testing import check_task
+
+
+def test_folds_cover_every_node_once() -> None:
+    data = open_data("karate")
+    task = NodeClassification(protocol="folds", folds=4, valid=0.25).for_data(data)
+    plan = task.plan(data, 8)
+    splits = [task.split(data.read(), fold) for fold, _ in plan]
+    for round_ in (splits[:4], splits[4:]):
+        assert (sum((s == TEST).astype(int) for s in round_) == 1).all()
+    assert any((a != b).any() for a, b in zip(splits[:4], splits[4:], strict=True))
+    assert all((s == TRAIN).sum() > (s == TEST).sum() for s in splits)
+
+
+def test_folds_battery() -> None:
+    check_task(NodeClassification(protocol="folds"), "karate", repeats=6)
+    check_task(NodeClassification(shift="high-to-low"), "digits-knn")
+
+
+def test_too_many_folds() -> None:
+    with pytest.raises(UserError, match="no class has 100 labelled nodes"):
+        data = open_data("karate")
+        NodeClassification(protocol="folds", folds=100).for_data(data).fold(data, "folds-0")
+
+
+def test_halves_are_cut_by_count() -> None:
+    assert upper_half(np.array([1.0, 1.0, 1.0, 1.0])).tolist() == [False, False, True, True]
+    assert upper_half(np.array([0.2, 0.9, 0.5])).tolist() == [False, True, False]
+    assert upper_half(np.array([])).tolist() == []
+
+
+@pytest.mark.parametrize("shift", ["high-to-low", "low-to-high"])
+def test_shift_parts_the_homophily(shift: str) -> None:
+    data = open_data("digits-knn")
+    graph = data.read()
+    task = NodeClassification(shift=shift).for_data(data)  # type: ignore[arg-type]
+    plain = NodeClassification().for_data(data)
+    split, whole = task.split(graph, "random-0"), plain.split(graph, "random-0")
+    local = local_homophily(graph)
+    train, test = local[split == TRAIN], local[split == TEST]
+    if shift == "high-to-low":
+        assert train.min() >= np.median(local[whole == TRAIN]) and test.max() <= np.median(local[whole == TEST])
+    else:
+        assert train.max() <= np.median(local[whole == TRAIN]) and test.min() >= np.median(local[whole == TEST])
+    assert abs(len(test) - (whole == TEST).sum() / 2) <= 1
+
+
+def test_homophily_halves_of_the_test_nodes() -> None:
+    data = open_data("digits-knn")
+    graph = data.read()
+    task = NodeClassification().for_data(data)
+    test = task.fold(data, "random-0").test
+    group, names = test.truth.slices["homophily"]
+    assert names == ("low", "high")
+    local = local_homophily(graph)[test.query.rows]
+    assert local[group == 0].max() <= local[group == 1].min()
+    assert abs(int((group == 0).sum()) - int((group == 1).sum())) <= 1
+    alone = homophily_halves(graph, np.array([], np.int64))
+    assert alone == {}
