@@ -10,7 +10,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-from latticework.core import registry
+from latticework.core import registry, tables
 from latticework.core.claim import MET, evidence_rows, levels
 
 DOCS = Path(__file__).parent
@@ -110,6 +110,9 @@ def main() -> int:
     (made / "papers").mkdir(parents=True, exist_ok=True)
     for paper in registry.papers():
         (made / "papers" / f"{paper.slug}.md").write_text(paper_page(paper), encoding="utf-8")
+    (made / "tables").mkdir(exist_ok=True)
+    for table in registry.tables().values():
+        (made / "tables" / f"{table.name}.md").write_text(tables.page(table), encoding="utf-8")
     (made / "all-papers.md").write_text(all_papers(), encoding="utf-8")
     (made / "methods.md").write_text(
         f"# Methods\n\n{method_table()}\n\n# Papers that have landed\n\n{paper_table()}\n", encoding="utf-8"

@@ -203,7 +203,8 @@ def score(task: str | Task, answers: str | Path, truth: str | Path, settings: Ma
 
 
 def compare(
-    data: Any, methods: Sequence[str] | str = (), *, task: str | None = None, repeats: int = 5, tune: int = 0, jobs: int = 1,
+    data: Any, methods: Sequence[str] | str = (), *, task: str | None = None, repeats: int = 5, tune: int = 0,
+    tune_once: bool = False, jobs: int = 1,
     cluster: str | None = None, runs: str | Path | None = None, time: float | None = None, device: str = "auto",
     threads: int = 1, precision: str = "float32", baselines: bool = True, classic: int = 5, retry: bool = False, sweep: Any = (),
     settings: Mapping[str, Any] | None = None, nets: Mapping[str, str] | None = None, debug: bool = False,
@@ -215,8 +216,9 @@ def compare(
     stopped, and several processes on one folder share the work.
     """
     grid = grid_of(
-        data, methods, task=task, repeats=repeats, tune=tune, baselines=baselines, classic=classic, sweep=sweep, settings=settings
-    )
+        data, methods, task=task, repeats=repeats, tune=tune, tune_once=tune_once, baselines=baselines, classic=classic,
+        sweep=sweep, settings=settings,
+    )  # fmt: skip
     return compare_grid(
         grid, jobs=jobs, cluster=cluster, runs=runs, time=time, device=device, threads=threads, precision=precision,
         retry=retry, nets=nets, debug=debug, on_done=on_done,
@@ -225,7 +227,7 @@ def compare(
 
 def grid_of(
     data: Any, methods: Sequence[str] | str = (), *, task: str | None = None, repeats: int = 5, tune: int = 0,
-    baselines: bool = True, classic: int = 5, sweep: Any = (), settings: Mapping[str, Any] | None = None,
+    tune_once: bool = False, baselines: bool = True, classic: int = 5, sweep: Any = (), settings: Mapping[str, Any] | None = None,
 ) -> Grid:  # fmt: skip
     """The cells that a comparison means, as a value."""
     sets = [data] if isinstance(data, str | Path | Dataset) or not isinstance(data, Sequence) else list(data)
@@ -233,7 +235,7 @@ def grid_of(
     return Grid.make(
         {
             "data": [_named(d) for d in sets], "entries": [e for e in entries if e], "tasks": [task] if task else [],
-            "repeats": repeats, "tune": tune, "baselines": baselines, "classic": classic, "sweep": sweep,
+            "repeats": repeats, "tune": tune, "tune_once": tune_once, "baselines": baselines, "classic": classic, "sweep": sweep,
             "settings": sorted((settings or {}).items()),
         }
     )  # fmt: skip
@@ -289,7 +291,7 @@ def command_of(grid: Grid) -> str:
         words += ["--task", task]
     words += ["--repeats", str(grid.repeats)]
     if grid.tune:
-        words += ["--tune", str(grid.tune)]
+        words += ["--tune", str(grid.tune), *(["--tune-once"] if grid.tune_once else [])]
     if not grid.baselines:
         words.append("--no-baselines")
     for key, value in grid.settings:

@@ -159,6 +159,44 @@ def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Fa
     yield Failing
 
 
+def test_tuning_once_keeps_what_the_first_split_chose(tmp_path: Path) -> None:
+    grid = Grid.make(
+        {"data": ["karate"], "entries": ["mlp(epochs=5)"], "repeats": 3, "tune": 4, "tune_once": True, "baselines": False}
+    )
+    results = [result for _, result in run_grid(grid, str(tmp_path))]
+    chosen = [r.facts["chosen"] for r in results]
+    assert all(r.status == "done" for r in results), results
+    assert chosen[0] == chosen[1] == chosen[2] and results[0].headline != results[1].headline
+    each = grid.but(tune_once=False)
+    first = run_grid(each, str(tmp_path))[0][1]
+    assert first.headline == results[0].headline and first.facts["chosen"] == chosen[0]
+    assert "chosen of 4 trials on the first fold" in " ".join(results[1].facts["notes"])
+    assert len(list(Ledger(tmp_path).results())) == 6
+
+
+def test_a_field_added_later_keeps_old_keys() -> None:
+    grid = Grid.make({"data": ["karate"]})
+    assert "tune_once" not in grid.identity() and grid.but(tune_once=True).key() != grid.key()
+
+
+def test_a_partial_table_is_recorded_as_partial(tmp_path: Path) -> None:
+    from latticework.core.board import Board
+    from latticework.core.registry import Table
+    from latticework.core.tables import page, record_table
+
+    grid = Grid.make({"data": ["karate", "digits-knn"], "entries": ["majority"], "repeats": 2, "baselines": False})
+    plain = {k: v for k, v in grid.plain().items() if k != "is"}
+    table = Table("small", "Two data sets.", plain, tmp_path / "evidence" / "tables" / "small.json")
+    assert "Not run yet" in page(table)
+    ledger = Ledger(tmp_path / "runs")
+    run_grid(grid.but(repeats=1), str(ledger.root))
+    record_table(table, Board.of(grid, finished(grid, ledger), ledger))
+    assert "**Partial: 2 of 4 cells are finished.**" in page(table) and "| majority | 0." in page(table)
+    run_grid(grid, str(ledger.root))
+    record_table(table, Board.of(grid, finished(grid, ledger), ledger))
+    assert "Partial" not in page(table)
+
+
 def test_a_failed_cell_is_recorded_and_retried_on_request(failing: type[Failing], tmp_path: Path) -> None:
     failing.flag.touch()
     grid = Grid.make({"data": ["karate"], "entries": ["failing", "majority"], "repeats": 2, "baselines": False})

@@ -13,7 +13,7 @@ def run_and_show(face: Any, *, out: list[Path], **options: Any) -> None:
 
     console = Console(stderr=True)
     grid = face.grid_of(
-        **{k: options[k] for k in ("data", "methods", "task", "repeats", "tune", "baselines", "classic", "settings")}
+        **{k: options[k] for k in ("data", "methods", "task", "repeats", "tune", "tune_once", "baselines", "classic", "settings")}
     )
     say_cost(console, grid, options["runs"])
     with Progress(

@@ -11,7 +11,7 @@ from latticework.core.errors import UserError, nearest
 
 def reproduce_papers(papers: list[str], claim: str | None, record: bool, runs: Path, jobs: int) -> None:
     """Run the claims of papers (or one claim), or the grids of these names."""
-    grids = registry.wing_facts("grids")
+    grids = registry.tables()
     slugs = {p.slug: p for p in registry.papers()}
     for name in papers:
         if name not in slugs and name not in grids:
@@ -20,7 +20,7 @@ def reproduce_papers(papers: list[str], claim: str | None, record: bool, runs: P
         if name in slugs:
             _paper(slugs[name], claim, record, runs, jobs)
         else:
-            _grid(grids[name], runs, jobs)
+            _grid(grids[name], record, runs, jobs)
 
 
 def _paper(paper: registry.Paper, wanted: str | None, record: bool, runs: Path, jobs: int) -> None:
@@ -46,14 +46,31 @@ def _paper(paper: registry.Paper, wanted: str | None, record: bool, runs: Path, 
         print(f"\nwrote {paper.path.with_suffix('.json')}")
 
 
-def _grid(plain: dict[str, Any], runs: Path, jobs: int) -> None:
+def _grid(table: registry.Table, record: bool, runs: Path, jobs: int) -> None:
+    """Run a named grid and show its board. Stopped with Ctrl-C it shows, and records as partial, what is finished."""
+    from rich.console import Console
+
     from latticework import _face as face
-    from latticework.core.grid import Grid
+    from latticework.core.board import Board
+    from latticework.core.grid import Grid, finished
+    from latticework.core.ledger import Ledger
+    from latticework.core.tables import record_table
 
-    from ._board import show_board
+    from ._board import say_cost, show_board
 
-    board = face.compare_grid(Grid.make(plain), runs=runs, jobs=jobs, device="cpu")
+    grid = Grid.make(table.grid)
+    print(f"{table.name}: {table.says}", flush=True)
+    say_cost(Console(stderr=True), grid, runs)
+    try:
+        with _bar(table.name) as on_done:
+            board = face.compare_grid(grid, runs=runs, jobs=jobs, device="cpu", on_done=on_done)
+    except KeyboardInterrupt:
+        print("stopped; what is finished:", flush=True)
+        ledger = Ledger(runs)
+        board = Board.of(grid, finished(grid, ledger), ledger, face.command_of(grid))
     show_board(board, [])
+    if record:
+        print(f"\nwrote {record_table(table, board)}")
 
 
 def _bar(what: str) -> Any:

@@ -84,7 +84,7 @@ def cells_of(seen: Seen, entry: str, point: Mapping[str, Any] | None = None) -> 
     if entry not in labels or point:
         of_method = {k: v for k, v in seen.grid.settings if not k.startswith(("task.", "data."))}
         for case in seen.grid.cases():
-            wanted.append(seen.grid.entry(case.task, entry, {**of_method, **(point or {})}).plain())
+            wanted.append(seen.grid.entry(case.task, case.data, entry, {**of_method, **(point or {})}).plain())
     found = [(c, r) for c, r in seen.pairs if (c.method in wanted if wanted else c.entry == entry)]
     if not found:
         raise UserError(f"the claim's grid has no entry {entry!r}; it has {', '.join(sorted(labels))}")

@@ -22,7 +22,7 @@ from .ledger import Ledger
 from .method import Method
 from .result import Result
 from .task import Task
-from .tuning import Tuned
+from .tuning import Tuned, TunedOnce
 from .value import Value, setting
 
 POLL_S = 0.2
@@ -59,6 +59,7 @@ class Grid(Value):
     entries: tuple[str, ...] = setting((), "methods")
     repeats: int = setting(5, "folds, splits or seeds, as the task's plan says", ge=1, le=1000)
     tune: int = setting(0, "trials of tuning for every method; 0: as given", ge=0, le=10_000)
+    tune_once: bool = setting(False, "tune on the first fold alone and keep what it finds for the rest", later=True)
     classic: int = setting(5, "trials for the unasked classic baseline when nothing else is tuned", ge=0, le=1000)
     baselines: bool = setting(True, "add the task's trivial and classic baseline")
     sweep: tuple[tuple[str, tuple[Any, ...]], ...] = setting((), "field -> values, applied to every entry that has it")
@@ -93,7 +94,7 @@ class Grid(Value):
                 entry_of(text).with_settings({k: of_entries[k] for k in unknown})  # raises, naming the nearest field
             for values in itertools.product(*(v for _, v in self.sweep)):
                 point = {k: v for (k, _), v in zip(self.sweep, values, strict=True)}
-                wrapped = self.entry(task, text, {**of_entries, **point})
+                wrapped = self.entry(task, data, text, {**of_entries, **point})
                 if wrapped.key() not in seen:
                     seen.add(wrapped.key())
                     yield wrapped.row(), wrapped, False
@@ -101,17 +102,23 @@ class Grid(Value):
             return
         trivial, classic = task.baselines(data.facts())
         for name, trials in ((trivial, 0), (classic, self.tune or self.classic)):
-            wrapped = tuned(suited(task, entry_of(name)), trials)
+            wrapped = self._tuned(suited(task, entry_of(name)), trials, (), task, data)
             if wrapped.key() not in seen:
                 seen.add(wrapped.key())
                 yield wrapped.row(), wrapped, True
 
-    def entry(self, task: Task, text: str, settings: Mapping[str, Any]) -> Method:
+    def _tuned(self, method: Method, trials: int, keep: Sequence[str], task: Task, data: Dataset) -> Method:
+        found = tuned(method, trials, keep)
+        if not self.tune_once or not isinstance(found, Tuned):
+            return found
+        return TunedOnce(method=method, trials=found.trials, keep=found.keep, data=data, task=task)
+
+    def entry(self, task: Task, data: Dataset, text: str, settings: Mapping[str, Any]) -> Method:
         """What an entry means here: with those of the settings that it has, its read-out, and tuning of all that was left open."""
         method = entry_of(text)
         mine = {k: v for k, v in settings.items() if k.split(".")[0] in type(method).model_fields}
         keep = sorted({*registry.settings_of(text), *mine})
-        return tuned(suited(task, method.with_settings(mine) if mine else method), self.tune, keep)
+        return self._tuned(suited(task, method.with_settings(mine) if mine else method), self.tune, keep, task, data)
 
     def cells(self) -> list[Cell]:
         """All cells, seed by seed; a method without chance counts once a fold."""

@@ -224,8 +224,27 @@ def paper(slug: str) -> Paper:
     raise UserError(f"no paper is called {slug!r}; {nearest(slug, [p.slug for p in papers()])}")
 
 
+class Table(NamedTuple):
+    """A grid named in a wing's TOML; `record` is where its board is kept."""
+
+    name: str
+    says: str
+    grid: Mapping[str, Any]
+    record: Path
+
+
+def tables() -> dict[str, Table]:
+    """The named grids (``[grids.NAME]`` with a line `says`)."""
+    found = {}
+    for _, path, head in _heads():
+        for name, facts in head.get("grids", {}).items() if path.name == "wing.toml" else ():
+            grid = {key: value for key, value in facts.items() if key != "says"}
+            found[name] = Table(name, facts.get("says", ""), grid, path.parent / "evidence" / "tables" / f"{name}.json")
+    return found
+
+
 def wing_facts(key: str) -> dict[str, Any]:
-    """The tables called `key` of all wing.toml files, merged (``aliases``, ``grids``)."""
+    """The tables called `key` of all wing.toml files, merged (``aliases``)."""
     merged: dict[str, Any] = {}
     for _, path, head in _heads():
         if path.name == "wing.toml":

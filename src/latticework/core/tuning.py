@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
+from .dataset import Dataset
 from .errors import OutOfTime, UserError
-from .method import Method, Model
+from .method import Method, Model, Ref
 from .result import Facts
 from .run import Run, fitted
 from .task import Part, Task
@@ -89,6 +90,27 @@ class Tuned(Method):
         assert best is not None
         run.notes.append(f"chosen of {self.trials} trials on validation: {best[1].method.label}")
         return best[1]
+
+
+class TunedOnce(Tuned):
+    """Tuned on the first fold of a data set; the settings found there are kept for the other folds.
+
+    What a table over many splits can afford. The first fold's train and valid nodes may be another fold's test nodes, so the
+    choice of settings (a handful of numbers) has seen some of their labels; no weight has.
+    """
+
+    name: ClassVar[str] = "tuned-once"
+    data: Dataset = setting(..., "the data set whose first fold is tuned on")
+    task: Task = setting(..., "the task that cuts it")
+
+    def fit(self, train: Part, valid: Part | None, run: Run) -> Model:
+        search = Tuned(method=self.method, trials=self.trials, keep=self.keep)
+        chosen = run.model(Ref(method=search, data=self.data, task=self.task, seed=0), train, valid).method
+        child = run.child()
+        model = fitted(chosen, train, valid, child)
+        run.stopped |= child.stopped
+        run.notes.append(f"chosen of {self.trials} trials on the first fold: {chosen.label}")
+        return model
 
 
 def search_space(method: Method) -> dict[str, Any]:

@@ -30,12 +30,14 @@ def setting(
     lt: float | None = None,
     search: Any = None,
     late: bool = False,
+    later: bool = False,
 ) -> Any:
     """A field of a value: its default, its meaning, its bounds, whether it may change after the fit, and where tuning looks.
 
-    `search` is ``(low, high)``, ``(low, high, "log")`` or a list of choices.
+    `search` is ``(low, high)``, ``(low, high, "log")`` or a list of choices. `later` marks a field that was added to a value
+    already in use, with a default that changes nothing: at its default it stands in no key, so finished work stays found.
     """
-    extra: dict[str, Any] = {"late": late}
+    extra: dict[str, Any] = {"late": late, "later": later}
     if search is not None:
         extra["search"] = search
     bounds: dict[str, Any] = {k: v for k, v in {"ge": ge, "gt": gt, "le": le, "lt": lt}.items() if v is not None}
@@ -118,7 +120,11 @@ class Value(BaseModel):
 
     def identity(self, late: bool = True) -> dict[str, Any]:
         """What the key hashes: names, fields and revisions at every depth."""
-        fields = {k: _identity(getattr(self, k)) for k in type(self).model_fields if late or k not in self.late_fields()}
+        left_out = set() if late else set(self.late_fields())
+        for key, field in type(self).model_fields.items():
+            if _extra(field).get("later") and getattr(self, key) == field.get_default(call_default_factory=True):
+                left_out.add(key)
+        fields = {k: _identity(getattr(self, k)) for k in type(self).model_fields if k not in left_out}
         return {"is": self.name, "revision": self.revision, **fields}
 
     @classmethod

@@ -64,8 +64,8 @@ class NodeClassification(Task):
     Query: ClassVar[type[Value]] = NodeQuery
 
     protocol: Literal["auto", "fixed", "given", "random", "folds"] = setting("auto", "which splits")
-    folds: int = setting(5, "protocol=folds: into how many folds", ge=2, le=100)
-    shift: Literal["none", "high-to-low", "low-to-high"] = setting("none", "train on one half by homophily, test on the other")
+    folds: int = setting(5, "protocol=folds: into how many folds", ge=2, le=100, later=True)
+    shift: Literal["none", "high-to-low", "low-to-high"] = setting("none", "train on one half by homophily, test on the other", later=True)
     labels: Literal["auto", "single", "multi"] = setting("auto", "one label a node, or several")
     rank_by: Literal["auto", "accuracy", "micro-f1", "macro-f1", "roc-auc"] = setting("auto", "the headline")
     train: float = setting(0.48, "share of the labelled nodes of a random split that trains", gt=0, lt=1)
@@ -89,7 +89,8 @@ class NodeClassification(Task):
         if self.labels == "auto":
             changes["labels"] = "multi" if facts["multi-label"] else "single"
         if self.rank_by == "auto":
-            changes["rank_by"] = "micro-f1" if (changes.get("labels") or self.labels) == "multi" else "accuracy"
+            several = (changes.get("labels") or self.labels) == "multi"
+            changes["rank_by"] = facts.get("usual metric") or ("micro-f1" if several else "accuracy")
         return self.but(**changes) if changes else self
 
     @property
