@@ -175,8 +175,11 @@ def embed(
     return encoder.embed(part), part, model
 
 
-def probe(name: str, data: Any = None, *, settings: Mapping[str, Any] | None = None, seed: int = 0, **fields: Any) -> Findings:
-    """Measure data or nets; nothing is trained to be ranked."""
+def probe(
+    name: str, data: Any = None, *, settings: Mapping[str, Any] | None = None, seed: int = 0, threads: int = 1,
+    folder: str | Path | None = None, on_log: OnLog | None = None, **fields: Any,
+) -> Findings:  # fmt: skip
+    """Measure data or nets; nothing is trained to be ranked. Files that a probe makes go to `folder`; left out, none are made."""
     of_probe, _, of_data = split_settings({**(settings or {}), **fields}, task_too=False)
     value: Any = registry.value_of("probe", name)
     value = value.with_settings(of_probe) if of_probe else value
@@ -185,7 +188,10 @@ def probe(name: str, data: Any = None, *, settings: Mapping[str, Any] | None = N
     given = None if data is None else open_data(data, of_data)
     if given is not None and given.kind not in value.kinds:
         raise UserError(f"probe {name} is for {', '.join(value.kinds)}, and this is {given.kind}")
-    run = Run(task=None, digest=given.digest() if given else "", seed=seed, label=name)
+    run = Run(
+        task=None, digest=given.digest() if given else "", seed=seed, label=name, threads=threads, on_log=on_log,
+        folder=None if folder is None else Path(folder),
+    )  # fmt: skip
     with run.seeded():
         found: Findings = value.measure(given, run)
     return found

@@ -343,3 +343,20 @@ def test_errors() -> None:
         normalise(np.ones((2, 3)))
     with pytest.raises(ValueError, match="kind"):
         normalise(np.ones((2, 2)), "both")  # type: ignore[arg-type]
+
+
+def test_a_first_parallel_kernel_leaves_torchs_threads_alone() -> None:
+    """In a fresh process: numba starts its threads at the first kernel, and torch must go on with the number it had."""
+    import subprocess
+    import sys
+
+    program = (
+        "import torch, numpy as np, scipy.sparse as sp\n"
+        "from latticework.layers.propagation import SparseOperator\n"
+        "torch.set_num_threads(1)\n"
+        "S = SparseOperator.from_scipy(sp.random_array((2000, 2000), density=0.01, format='csr', dtype=np.float32), np.float32)\n"
+        "S @ torch.ones(2000, 8)\n"
+        "print(torch.get_num_threads())\n"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "1", said.stdout

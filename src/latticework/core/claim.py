@@ -425,14 +425,17 @@ def difference(check: Check, seen: Seen) -> tuple[Any, float]:
 
     assert seen.grid is not None
     mine, theirs = check.values(seen, check.entry), check.values(seen, check.over)
-    keys = [k for k in mine if k in theirs]
-    if not keys:  # a method without chance stands for all seeds of its fold
-        by_fold = {(k[0], k[1]): v for k, v in theirs.items()}
-        keys = [k for k in mine if (k[0], k[1]) in by_fold]
-        theirs = {k: by_fold[(k[0], k[1])] for k in keys}
+    pairs: list[tuple[float, float]] = []
+    for place in dict.fromkeys(k[:2] for k in mine):
+        ours = {k[2]: v for k, v in mine.items() if k[:2] == place}
+        others = {k[2]: v for k, v in theirs.items() if k[:2] == place}
+        if len(ours) == 1 or len(others) == 1:  # a method without chance stands for all seeds of its fold
+            pairs += [(x, y) for x in ours.values() for y in others.values()]
+        else:
+            pairs += [(ours[seed], others[seed]) for seed in ours if seed in others]
     case = seen.grid.cases()[0]
     better = case.task.metric(check.metric or case.task.headline_metric).better
-    a, b = [mine[k] for k in keys], [theirs[k] for k in keys]
+    a, b = [x for x, _ in pairs], [y for _, y in pairs]
     return statistics.paired(a, b, better, overlap_of(seen)), sum(b) / max(len(b), 1)
 
 

@@ -46,6 +46,7 @@ class Run:
         cancelled: Callable[[], bool] | None = None,
         nets: Mapping[str, str] | None = None,
         label: str = "",
+        folder: Path | None = None,
     ) -> None:
         self.task, self.digest, self.fold, self.seed = task, digest, fold, seed
         self.ledger = ledger or Ledger()
@@ -53,6 +54,7 @@ class Run:
         self.deadline, self.on_log, self.cancelled = deadline, on_log, cancelled
         self.nets = dict(nets or {})
         self.label = label
+        self.folder = folder  # where a probe may write the files that its findings name; none: it writes none
         self.curve: dict[str, list[tuple[int, float]]] = {}
         self.refs_s = 0.0
         self.waited_s = 0.0

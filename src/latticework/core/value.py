@@ -100,10 +100,14 @@ class Value(BaseModel):
     def with_settings(self, settings: Mapping[str, Any]) -> Self:
         """Set fields by dotted path (``backbone.hidden``, ``anchors.0.net``); texts are read as JSON where they parse."""
         plain = self.plain()
-        for path, given in settings.items():
+        for path, given in sorted(settings.items(), key=lambda item: item[0].count(".")):
+            if any(path.startswith(f"{outer}.") for outer in settings):  # a name set just now has fields of its own
+                plain = self._made(plain).plain()
             _set(plain, path.split("."), given, self)
-        rest = {k: v for k, v in plain.items() if k != "is"}
-        return type(self).make(rest)
+        return self._made(plain)
+
+    def _made(self, plain: Mapping[str, Any]) -> Self:
+        return type(self).make({k: v for k, v in plain.items() if k != "is"})
 
     # -- writing ---------------------------------------------------------------------------------------------
     @model_serializer(mode="plain")
@@ -221,7 +225,10 @@ def read_text(given: Any) -> Any:
     except json.JSONDecodeError:
         pass
     if "," in given and not given.startswith("{"):
-        return [read_text(part) for part in given.split(",") if part]
+        from .registry import split_outside
+
+        parts = split_outside(given, ",")  # commas within brackets belong to what is named there
+        return [read_text(part) for part in parts] if len(parts) > 1 or given.rstrip().endswith(",") else given
     return {"true": True, "false": False}.get(given.lower(), given)
 
 

@@ -101,12 +101,14 @@ def threads() -> int:
 def run_parallel(kernel: Callable[..., None], *arguments: Any) -> None:
     """Call a ``numba`` kernel compiled with ``parallel=True`` on :func:`threads` threads."""
     with _PARALLEL:
-        before = numba.get_num_threads()
+        before, torchs = numba.get_num_threads(), torch.get_num_threads()
         numba.set_num_threads(threads())
         try:
             kernel(*arguments)
         finally:
             numba.set_num_threads(before)
+            if torch.get_num_threads() != torchs:  # numba's first parallel kernel starts OpenMP anew, with its own number
+                torch.set_num_threads(torchs)
 
 
 def balanced_chunks(indptr: Array, chunks: int = _CHUNKS) -> NDArray[np.int64]:
@@ -465,7 +467,7 @@ def _inverse(sums: Array) -> Array:
     return np.divide(1.0, sums, out=np.zeros_like(sums), where=sums > 0)
 
 
-class _WeakCache:
+class WeakCache:
     """Operators by the identity of an object, forgotten with it."""
 
     def __init__(self) -> None:
@@ -493,7 +495,7 @@ class _WeakCache:
         return len(self._kept)
 
 
-_cache = _WeakCache()
+_cache = WeakCache()
 
 
 def _version(tensor: Tensor) -> int | None:
