@@ -1,4 +1,8 @@
-"""The corpus of bad input: the message, the exit status, no traceback, nothing left behind."""
+"""The corpora of bad input: the message, the exit status, no traceback, nothing left behind.
+
+Each ``*.toml`` of this folder is one corpus: `good` files, and cases that replace, add (``folder/file`` makes the folder) or
+`remove` some of them.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,14 @@ from typing import Any
 
 import pytest
 
-CORPUS = tomllib.loads((Path(__file__).parent / "graphs.toml").read_text(encoding="utf-8"))
+CORPORA = {p.stem: tomllib.loads(p.read_text(encoding="utf-8")) for p in sorted(Path(__file__).parent.glob("*.toml"))}
+CASES = [pytest.param(name, case, id=f"{name}: {case['name']}") for name, c in CORPORA.items() for case in c["case"]]
 
 
-def lay_out(case: dict[str, Any], folder: Path) -> None:
+def lay_out(good: dict[str, str], case: dict[str, Any], folder: Path) -> None:
     """Write the case's files."""
     folder.mkdir()
-    files: dict[str, bytes] = {name: text.encode() for name, text in CORPUS["good"].items()}
+    files: dict[str, bytes] = {name: text.encode() for name, text in good.items()}
     files |= {name: text.encode() for name, text in case.items() if "." in name and isinstance(text, str)}
     files |= {name: bytes.fromhex(text) for name, text in case.get("hex", {}).items()}
     if n := case.get("many_labels"):
@@ -26,24 +31,31 @@ def lay_out(case: dict[str, Any], folder: Path) -> None:
         files["edges.csv"] = b"source,target\n0,1\n"
     for name, data in files.items():
         if name not in case.get("remove", ()):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)
 
 
-def test_the_corpus_is_large() -> None:
-    assert len(CORPUS["case"]) >= 40
-    assert len({c["name"] for c in CORPUS["case"]}) == len(CORPUS["case"])
+def listing(folder: Path) -> list[str]:
+    """All that lies in a folder, but for the runs that a fit may leave."""
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.relative_to(folder).parts[0] != "runs")
 
 
-@pytest.mark.parametrize("case", CORPUS["case"], ids=lambda c: c["name"])
-def test_bad_input(case: dict[str, Any], tmp_path: Path, command: Callable[..., tuple[int, str, str]]) -> None:
+def test_the_corpora_are_large() -> None:
+    assert len(CORPORA["graphs"]["case"]) >= 40
+    for name, corpus in CORPORA.items():
+        assert len(corpus["case"]) >= 15, name
+        assert len({c["name"] for c in corpus["case"]}) == len(corpus["case"]), name
+
+
+@pytest.mark.parametrize(("corpus", "case"), CASES)
+def test_bad_input(corpus: str, case: dict[str, Any], tmp_path: Path, command: Callable[..., tuple[int, str, str]]) -> None:
     folder = tmp_path / "g"
-    lay_out(case, folder)
-    before = sorted(p.name for p in folder.iterdir())
+    lay_out(CORPORA[corpus]["good"], case, folder)
+    before = listing(folder)
     status, out, err = command(*(w.replace("{d}", str(folder)) for w in case["command"].split()))
     said = " ".join((out + err).split())
     assert status == case.get("status", 2), said
     assert "Traceback" not in said
     for text in case["says"]:
         assert text in said, said
-    after = sorted(p.name for p in folder.iterdir() if p.name != "runs")
-    assert after == before, "something was left behind"
+    assert listing(folder) == before, "something was left behind"

@@ -1,0 +1,115 @@
+"""Heterogeneous node classification: its task, its baselines and LATTE through the batteries, and as a user types it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from latticework.core.dataset import open_data
+from latticework.core.errors import UserError
+from latticework.core.grid import entry_of
+from latticework.core.run import Run
+from latticework.data.hetero import read_hetero
+from latticework.data.hetero_sets import HeteroBlocks
+from latticework.nodes.hetero_baselines import path_walks, there_and_back
+from latticework.nodes.hetero_tasks import HeteroNodeClassification, match_hetero
+from latticework.testing import check_method, check_probe, check_task
+
+FINGERPRINTS = Path(__file__).parent / "fingerprints_hetero.json"
+ENTRIES = [
+    "latte(epochs=4)", "latte(epochs=3; edge_threshold=0.5; featureless=free; proximity=true)", "latte(epochs=3; edge_sampling=true)",
+    "latte:1", "han(epochs=4)", "r-gcn(epochs=4)", "hgt(epochs=4)", "metapath2vec(walks=2; length=10; dim=8)",
+    "mlp(epochs=4)", "logistic-regression", "majority",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_method(entry: str) -> None:
+    # one stored score a method: its first entry's
+    first = next(e for e in ENTRIES if re.split("[(:]", e)[0] == re.split("[(:]", entry)[0])
+    stored = FINGERPRINTS if entry == first else None
+    check_method(entry_of(entry), "hetero-blocks", "hetero-node-classification", fingerprints=stored)
+
+
+@pytest.mark.parametrize("protocol", ["transductive", "inductive"])
+def test_task(protocol: Any) -> None:
+    check_task(HeteroNodeClassification(protocol=protocol), "hetero-blocks")
+
+
+def test_given_splits_of_the_mirror(mirror: Callable[[str], Path]) -> None:
+    mirror("hetero-heco")
+    check_task(HeteroNodeClassification(split="40"), "hetero-heco:imdb", repeats=2)
+    assert HeteroNodeClassification().for_data(open_data("hetero-heco:imdb")).split == "20"
+    assert HeteroNodeClassification.make({"split": 60}).split == "60"
+
+
+def test_probe() -> None:
+    check_probe("meta-relations(latte.epochs=4; latte.width=8)", "hetero-blocks")
+
+
+def test_walks_follow_their_path() -> None:
+    data = HeteroBlocks().read().tensors()
+    relations = tuple(data.edge_types)
+    chains = there_and_back(relations, "author")
+    assert len(chains) == 2
+    first = {"author": 0, "paper": 1000, "venue": 2000}
+    walks = path_walks(data, chains[1], first, 2, 9, np.random.default_rng(0))
+    assert walks.shape == (240, 9)
+    assert (walks[:, 0] < 1000).all() and sorted(walks[:120, 0]) == list(range(120))
+    joined = {(u, 1000 + v) for u, v in data["author", "writes", "paper"].edge_index.T.tolist()}
+    for walk in walks:
+        kinds = [node // 1000 for node in walk if node >= 0]
+        assert kinds == [0, 1, 2, 1, 0, 1, 2, 1, 0][: len(kinds)]
+        assert len(walk) < 2 or walk[1] < 0 or (walk[0], walk[1]) in joined
+
+
+@pytest.mark.parametrize("name", ["han", "r-gcn", "hgt"])
+def test_baselines_take_unseen_nodes(name: str) -> None:
+    data = HeteroBlocks()
+    task = HeteroNodeClassification(protocol="inductive").for_data(data)
+    fold = task.fold(data, "random-0")
+    run = Run(task=task, digest="test", fold="random-0")
+    with run.seeded():
+        model = entry_of(f"{name}(epochs=2)").fit(fold.train, fold.valid, run)
+    assert np.allclose(model.predict(fold.test.blind()).sum(1), 1, atol=1e-5)
+    assert "inductive test asks for others" in str(entry_of("metapath2vec").refuses(task, data.facts()))
+
+
+def test_new_data_are_matched_by_name() -> None:
+    data = HeteroBlocks()
+    task = HeteroNodeClassification().for_data(data)
+    schema = task.fold(data, "random-0").train.schema
+    graph = data.read()
+    assert match_hetero(graph, schema) is graph
+    from dataclasses import replace
+
+    turned = replace(graph, x={**graph.x, "paper": graph.x["paper"][:, ::-1]}, _cache={})
+    turned = replace(turned, features={**graph.features, "paper": graph.features["paper"][::-1]}, _cache={})
+    assert np.array_equal(match_hetero(turned, schema).x["paper"], graph.x["paper"])
+    fewer = {key: e for key, e in graph.relations.items() if key[1] != "at"}
+    with pytest.raises(UserError, match="fitted with relation paper-at-venue"):
+        match_hetero(replace(graph, relations=fewer, _cache={}), schema)
+    with pytest.raises(UserError, match="paper: the model was fitted with 5 features and 5 are missing"):
+        match_hetero(replace(graph, features={**graph.features, "paper": tuple("vwxyz")}, _cache={}), schema)
+
+
+def test_as_a_user_types_it(tmp_path: Path, command: Callable[..., tuple[int, str, str]]) -> None:
+    network = tmp_path / "my-network"
+    assert command("data", "export", "hetero-blocks", network)[0] == 0
+    model, answers = tmp_path / "MODEL", tmp_path / "predictions.csv"
+    status, out, err = command(
+        "fit", "latte", network, "-s", "task.target=author", "-s", "layers=2", "-s", "epochs=5", "-o", model
+    )
+    assert status == 0, out + err
+    status, out, err = command("predict", model, network, "-o", answers)
+    assert status == 0, out + err
+    lines = answers.read_text().splitlines()
+    assert lines[0] == "id,prediction,p(class 0),p(class 1),p(class 2)" and len(lines) == 121
+    status, out, err = command("score", "hetero-node-classification", answers, network)
+    assert status == 0 and "macro-f1" in out, out + err
+    assert len(read_hetero(network).labelled) == 1
