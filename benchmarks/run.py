@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-NAMES = ("start", "table", "grid", "propagation", "fastrp", "dagnn", "adpa", "hnerv", "stitchable")
+NAMES = (
+    "start", "table", "grid", "propagation", "fastrp", "dagnn", "adpa", "hnerv", "stitchable",
+    "gradco", "lagnn", "hei", "latte", "meow", "light_hgnn", "fed_pub",
+)  # fmt: skip
 
 
 def main(names: list[str]) -> None:

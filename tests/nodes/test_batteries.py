@@ -15,7 +15,11 @@ from latticework.nodes.tasks import NodeClassification
 from latticework.testing import check_data, check_method, check_probe, check_task
 
 FINGERPRINTS = Path(__file__).parent / "fingerprints.json"
-SMALL: dict[str, dict[str, Any]] = {"deepwalk": {"walks": 2, "length": 10, "dim": 8}, "svd": {"dim": 8}, "fastrp": {"dim": 16}}
+SMALL: dict[str, dict[str, Any]] = {
+    "deepwalk": {"walks": 2, "length": 10, "dim": 8}, "svd": {"dim": 8}, "fastrp": {"dim": 16},
+    "lagnn": {"backbone.epochs": 6, "generator.method.epochs": 1, "generator.method.selection": "none"},
+    "gradco": {"dim": 8}, "ppmi": {"dim": 8}, "netmf": {"dim": 8},
+}  # fmt: skip
 METHODS = [
     e.name for e in registry.entries("method")
     if "node-classification" in e.facts["tasks"] and e.package == "latticework" and e.name != "logistic-readout"

@@ -15,6 +15,8 @@ import typer.core
 
 from latticework.core.errors import UserError, nearest
 
+from ._federate import federate_app
+
 # Plain help: rich would double the time of `--help`, and typer escapes brackets for it even where it is not used.
 typer.core.HAS_RICH = False  # type: ignore[attr-defined]
 app = typer.Typer(
@@ -25,6 +27,7 @@ app = typer.Typer(
 )  # fmt: skip
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show, check and export data sets.")
 app.add_typer(data_app, name="data")
+app.add_typer(federate_app, name="federate")
 
 Settings = Annotated[
     list[str], typer.Option("-s", "--set", metavar="FIELD=VALUE", help="A field of the method, task.FIELD or data.FIELD.")
@@ -250,6 +253,7 @@ def compare(
     task: Annotated[str | None, typer.Option(help="The task; left out, the first that fits.")] = None,
     repeats: Annotated[int, typer.Option(help="Splits, folds or seeds, as the task's plan says.", min=1)] = 5,
     tune: Annotated[int, typer.Option(help="Trials of tuning, the same for every method; 0: as published.", min=0)] = 0,
+    tune_once: Annotated[bool, typer.Option("--tune-once", help="Tune on the first split, keep it for the rest.")] = False,
     jobs: Annotated[int, typer.Option(help="Cells at the same time on this machine.", min=1)] = 1,
     cluster: Annotated[str | None, typer.Option(help="ray: cells as Ray tasks.")] = None,
     time: Annotated[str, typer.Option(help="Longest time of one fit (90s, 10m, 2h).")] = "",
@@ -272,9 +276,9 @@ def compare(
     for path in out:
         _writer(path)
     run_and_show(
-        face, data=data, methods=methods, task=task or chosen, repeats=repeats, tune=tune, jobs=jobs,
-        cluster=cluster, time=_seconds(time), out=out, runs=runs, settings=rest, device=device, threads=threads, retry=retry,
-        baselines=baselines, classic=classic, nets=_nets(nets), command=shlex.join(["latticework", *_words]),
+        face, data=data, methods=methods, task=task or chosen, repeats=repeats, tune=tune,
+        tune_once=tune_once, jobs=jobs, cluster=cluster, time=_seconds(time), out=out, runs=runs, settings=rest, device=device,
+        threads=threads, retry=retry, baselines=baselines, classic=classic, nets=_nets(nets), command=shlex.join(["latticework", *_words]),
     )  # fmt: skip
 
 
@@ -284,19 +288,25 @@ def probe(
     data: Annotated[str | None, typer.Argument(help="Your files, or a named data set.")] = None,
     settings: Settings = [],
     seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Findings as JSON.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Findings as .json; or a folder for them and all files.")
+    ] = None,
+    threads: Threads = 2,
 ) -> None:
     """Measure data or nets."""
     from latticework import _face as face
 
     from ._listing import findings_text, write_findings
 
-    with _spinner(f"probing with {name}"):
-        found = face.probe(name, data, settings=_settings(settings), seed=seed)
+    folder = out if out is not None and not out.suffix else None
+    if folder is not None:
+        _fresh(folder)
+    with _progress(f"probing with {name}") as on_log:
+        found = face.probe(name, data, settings=_settings(settings), seed=seed, threads=threads, folder=folder, on_log=on_log)
     print(findings_text(found))
     if out is not None:
-        write_findings(found, out)
-        print(f"wrote {out}")
+        write_findings(found, out if folder is None else folder / "findings.json")
+        print(f"wrote {out}" + (f": findings.json and {len(found.files)} files" if found.files else ""))
 
 
 @app.command(epilog="Example: latticework report runs -o report.html")

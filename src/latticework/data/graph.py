@@ -619,7 +619,9 @@ class GraphFiles(GraphSet):
 
         if isinstance(given, Graph):
             return GivenGraph.hold(given)
-        return GivenGraph.hold(from_pyg(given)) if hasattr(given, "edge_index") else None
+        # PyG's hypergraphs have an edge_index, too, of memberships
+        is_graph = hasattr(given, "edge_index") and type(given).__name__ != "HyperGraphData"
+        return GivenGraph.hold(from_pyg(given)) if is_graph else None
 
     def read(self) -> Graph:
         return read_cached(self.path, self.directed)

@@ -135,7 +135,7 @@ class Karate(GraphSet):
     name: ClassVar[str] = "karate"
 
     def digest(self) -> str:
-        return _content_digest(self.read())
+        return content_digest(self.read())
 
     def read(self) -> Graph:
         return _karate()
@@ -157,7 +157,7 @@ class DigitsKnn(GraphSet):
     neighbours: int = setting(8, "nearest neighbours of each image; edges go both ways", ge=1, le=100)
 
     def digest(self) -> str:
-        return _content_digest(self.read())
+        return content_digest(self.read())
 
     def read(self) -> Graph:
         return _digits(self.neighbours)
@@ -190,7 +190,7 @@ class GivenGraph(Given, GraphSet):
 
     @classmethod
     def hold(cls, graph: Graph) -> GivenGraph:
-        digest = _content_digest(graph)
+        digest = content_digest(graph)
         cls._held[digest] = graph
         return cls(content=digest)
 
@@ -249,7 +249,7 @@ class BarabasiAlbert(GraphSet):
         return finish(Graph(pairs, tuple(str(i) for i in range(self.nodes))), False)
 
 
-def _content_digest(graph: Graph) -> str:
+def content_digest(graph: Graph) -> str:
     if "digest" not in graph._cache:
         import hashlib
 

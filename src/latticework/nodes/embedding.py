@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from latticework.core.errors import UserError
@@ -77,7 +76,7 @@ class ReadoutModel(Model):
         return self.encoder.explain(part)
 
     def parameters(self) -> int:
-        return int(sum(v.numel() for v in self.encoder.state().values() if isinstance(v, torch.Tensor)))
+        return int(self.encoder.parameters())
 
 
 class LogisticReadout(Method):

@@ -39,7 +39,7 @@ class NodeModel(Model):
     def predict(self, part: Part) -> Any:
         """Probabilities float32 [q, C] of the asked nodes."""
         with torch.no_grad():
-            logits = self.net(*self.method.inputs(part, _device(self.net)))
+            logits = self.net(*self.method.inputs(part, device_of(self.net)))
         chances = torch.sigmoid(logits) if self.schema["multi"] else torch.softmax(logits, 1)
         return chances[torch.from_numpy(part.query.rows).to(chances.device)].cpu().numpy()
 
@@ -154,27 +154,27 @@ def fit_network(method: NodeNetwork, part: Part, valid: Part | None, run: Run) -
     net = method.build(part, run).to(run.device)
     inputs = method.inputs(part, run.device)
     optimiser = torch.optim.Adam(method.groups(net), lr=method.lr)
-    index, target = _asked(part, run.device)
+    index, target = asked_of(part, run.device)
 
     def step(epoch: int) -> float:
         optimiser.zero_grad(set_to_none=True)
-        value = _loss(net(*inputs)[index], target)
+        value = loss_of(net(*inputs)[index], target)
         value.backward()
         optimiser.step()
         return float(value.detach())
 
     watch = None
     if valid is not None:
-        held, truth = _asked(valid, run.device)
+        held, truth = asked_of(valid, run.device)
         seen = inputs if valid.data is part.data else method.inputs(valid, run.device)
 
         def look() -> Watch:
             with torch.no_grad():
                 logits = net(*seen)[held]
-                value = float(_loss(logits, truth))
+                value = float(loss_of(logits, truth))
             if method.stop == "loss":
                 return Watch(value, {"valid loss": value})
-            score = _score(logits, valid, run)
+            score = score_of(logits, valid, run)
             # ties in a coarse metric are broken by the loss
             return Watch(-score + 1e-6 * value, {"valid loss": value, "valid": score})
 
@@ -185,19 +185,19 @@ def fit_network(method: NodeNetwork, part: Part, valid: Part | None, run: Run) -
     return method.finished(net.cpu(), part)
 
 
-def _score(logits: Tensor, valid: Part, run: Run) -> float:
+def score_of(logits: Tensor, valid: Part, run: Run) -> float:
     assert run.task is not None
     chances = torch.sigmoid(logits) if valid.schema["multi"] else torch.softmax(logits, 1)
     value = run.task.headline(run.task.score(chances.cpu().numpy().astype(np.float64), valid, run))
     return 0.0 if value is None else value
 
 
-def _asked(part: Part, device: str) -> tuple[Tensor, Tensor]:
+def asked_of(part: Part, device: str) -> tuple[Tensor, Tensor]:
     y = torch.from_numpy(np.asarray(part.truth.y, np.float32 if part.truth.y.ndim == 2 else np.int64))
     return torch.from_numpy(part.query.rows).to(device), y.to(device)
 
 
-def _loss(logits: Tensor, target: Tensor) -> Tensor:
+def loss_of(logits: Tensor, target: Tensor) -> Tensor:
     if target.ndim == 2:
         return F.binary_cross_entropy_with_logits(logits, target)
     return F.cross_entropy(logits, target)
@@ -223,6 +223,6 @@ def operator_of(part: Part, **how: Any) -> SparseOperator:
     )
 
 
-def _device(net: nn.Module) -> str:
+def device_of(net: nn.Module) -> str:
     found = next(iter(net.parameters()), None)
     return "cpu" if found is None else str(found.device)

@@ -65,7 +65,9 @@ class NodeClassification(Task):
 
     protocol: Literal["auto", "fixed", "given", "random", "folds"] = setting("auto", "which splits")
     folds: int = setting(5, "protocol=folds: into how many folds", ge=2, le=100, later=True)
-    shift: Literal["none", "high-to-low", "low-to-high"] = setting("none", "train on one half by homophily, test on the other", later=True)
+    shift: Literal["none", "high-to-low", "low-to-high"] = setting(
+        "none", "train on one half by homophily, test on the other", later=True
+    )
     labels: Literal["auto", "single", "multi"] = setting("auto", "one label a node, or several")
     rank_by: Literal["auto", "accuracy", "micro-f1", "macro-f1", "roc-auc"] = setting("auto", "the headline")
     train: float = setting(0.48, "share of the labelled nodes of a random split that trains", gt=0, lt=1)
