@@ -57,5 +57,19 @@ def test_the_readme_names_only_commands_that_exist() -> None:
         for name in names.split(","):
             if name != "my-method":
                 registry.value_of("method", name)
-    verbs = {"data", "compare", "fit", "predict", "probe", "video", "reproduce", "methods", "show", "embed", "score", "report"}
+    verbs = {
+        "data",
+        "compare",
+        "fit",
+        "predict",
+        "probe",
+        "video",
+        "reproduce",
+        "methods",
+        "show",
+        "embed",
+        "score",
+        "report",
+        "federate",
+    }
     assert set(re.findall(r"^latticework (\w+)", text, re.M)) <= verbs

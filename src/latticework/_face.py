@@ -163,7 +163,8 @@ def embed(
     value = method if isinstance(method, Method) else entry_of(method)
     value = value.with_settings(of_method) if of_method else value
     if Encoder not in value.gives:
-        known = ", ".join(e.name for e in methods() if e.name != "tuned" and Encoder in e.load().gives)
+        gives = {e.name: e.load().gives for e in methods()}  # a property where it depends on the method inside
+        known = ", ".join(name for name, roles in gives.items() if isinstance(roles, tuple) and Encoder in roles)
         raise UserError(f"{value.name} gives no vectors; methods that do: {known}")
     given = open_data(data, of_data)
     part = given.whole()

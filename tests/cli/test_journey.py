@@ -98,7 +98,10 @@ def test_embed_writes_vectors_with_their_ids(mine: Path, tmp_path: Path, command
     table = pl.read_csv(tmp_path / "v.csv")
     assert table["id"].to_list() == ids.to_list() and np.allclose(table.drop("id").to_numpy(), vectors, atol=1e-5)
     status, _, said = command("embed", mine, "-m", "gcn", "-o", tmp_path / "w.npy")
-    assert status == 2 and "gives no vectors; methods that do: deepwalk, fastrp, gradco, netmf, ppmi, svd" in said
+    assert (
+        status == 2
+        and "gives no vectors; methods that do: adameow, deepwalk, fastrp, gradco, meow, metapath2vec, netmf, ppmi, svd" in said
+    )
 
 
 def test_probe_show_methods_export(mine: Path, tmp_path: Path, command: Command) -> None:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import pytest
 
 from latticework.core import registry, store
+from latticework.core.errors import UserError
 from latticework.core.evaluate import Options, evaluate
 from latticework.core.grid import Grid, Pool, finished, forecast, run_grid, tuned
 from latticework.core.grid import entry_of as method_of
@@ -172,6 +173,14 @@ def test_tuning_once_keeps_what_the_first_split_chose(tmp_path: Path) -> None:
     assert first.headline == results[0].headline and first.facts["chosen"] == chosen[0]
     assert "chosen of 4 trials on the first fold" in " ".join(results[1].facts["notes"])
     assert len(list(Ledger(tmp_path).results())) == 6
+
+
+def test_a_setting_that_no_entry_has_is_an_error() -> None:
+    known = Grid.make({"data": ["karate"], "entries": ["mlp", "gcn"], "settings": [["layers", 3]]})
+    assert len(known.cases()) == 1
+    for entries in (["mlp"], ["mlp", "gcn"]):
+        with pytest.raises(UserError, match="mlp has no field 'mlp'"):
+            Grid.make({"data": ["karate"], "entries": entries, "settings": [["mlp.layers", 3]]}).cases()
 
 
 def test_a_field_added_later_keeps_old_keys() -> None:

@@ -87,11 +87,11 @@ class Grid(Value):
     def _entries(self, task: Task, data: Dataset, settings: Mapping[str, Any]) -> Iterator[tuple[str, Method, bool]]:
         of_entries = dict(settings)
         seen = set()
+        fields = {text: type(entry_of(text)).model_fields for text in self.entries}
+        for key, given in of_entries.items() if fields else ():
+            if not any(key.split(".")[0] in known for known in fields.values()):
+                entry_of(self.entries[0]).with_settings({key: given})  # raises, naming the nearest field
         for text in self.entries:
-            known = type(entry_of(text)).model_fields
-            unknown = [k for k in of_entries if k.split(".")[0] not in known]
-            if unknown and len(self.entries) == 1:
-                entry_of(text).with_settings({k: of_entries[k] for k in unknown})  # raises, naming the nearest field
             for values in itertools.product(*(v for _, v in self.sweep)):
                 point = {k: v for (k, _), v in zip(self.sweep, values, strict=True)}
                 wrapped = self.entry(task, data, text, {**of_entries, **point})

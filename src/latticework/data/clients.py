@@ -24,6 +24,7 @@ from latticework.core.ledger import write_folder
 from latticework.core.task import Part
 from latticework.core.value import digest_of, setting
 
+from .files import Stamp, bytes_digest, stamps
 from .graph import Graph, facts_of, read_graph, undirected_pairs, write_graph
 from .graph_sets import LargestComponent, MirroredGraph, content_digest, subgraph
 from .table import find_table, some
@@ -284,10 +285,10 @@ class ClientFolder(ClientSet):
         return GivenClients.hold(given) if isinstance(given, Clients) else None
 
     def read(self) -> Clients:
-        return _read_clients(str(self.path), self.directed, _stamps(self.path))
+        return _read_clients(self.path, self.directed, stamps(_files(self.path), self.path))
 
     def digest(self) -> str:
-        return digest_of([_bytes_digest(str(self.path), _stamps(self.path)), self.directed])
+        return digest_of([bytes_digest(stamps(_files(self.path), self.path)), self.directed])
 
 
 def _folders(path: Path) -> list[Path]:
@@ -298,29 +299,16 @@ def _files(path: Path) -> list[Path]:
     return [f for p in _folders(path) for f in (find_table(p, "edges"), find_table(p, "nodes")) if f is not None]
 
 
-def _stamps(path: Path) -> tuple[tuple[str, int, int], ...]:
-    return tuple((str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in _files(path))
-
-
 @lru_cache(maxsize=4)
-def _read_clients(path: str, directed: bool | None, stamps: Any) -> Clients:
-    folders = _folders(Path(path))
+def _read_clients(path: Path, directed: bool | None, stamp: tuple[Stamp, ...]) -> Clients:
+    folders = _folders(path)
     if not folders:
         raise UserError(f"{path} has no sub-folder with edges.csv (source,target[,weight]); each client is one")
-    strange = [p.name for p in sorted(Path(path).iterdir()) if p.is_dir() and p not in folders and not p.name.startswith(".")]
-    found = gather({p.name: read_graph(p, directed) for p in folders}, path)
+    strange = [p.name for p in sorted(path.iterdir()) if p.is_dir() and p not in folders and not p.name.startswith(".")]
+    found = gather({p.name: read_graph(p, directed) for p in folders}, str(path))
     if strange:
         found = replace(found, notes=(*found.notes, f"sub-folders that are no client (no edges.csv): {some(strange)}"))
     return found
-
-
-@lru_cache(maxsize=16)
-def _bytes_digest(path: str, stamps: Any) -> str:
-    sha = hashlib.sha256()
-    for file in _files(Path(path)):
-        with file.open("rb") as stream:
-            sha.update(f"{file.parent.name}/{file.name}".encode() + hashlib.file_digest(stream, "sha256").digest())
-    return sha.hexdigest()
 
 
 class GivenClients(Given, ClientSet):

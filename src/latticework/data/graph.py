@@ -7,7 +7,6 @@ ids and class names are text, edges stay as written, and each act is a sentence 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -22,6 +21,7 @@ from latticework.core.ledger import write_folder
 from latticework.core.task import Part
 from latticework.core.value import digest_of, setting
 
+from .files import Stamp, bytes_digest, stamps
 from .table import column_named, find_table, header, line_of, need, numbers, read_table, some
 
 if TYPE_CHECKING:
@@ -627,7 +627,7 @@ class GraphFiles(GraphSet):
         return read_cached(self.path, self.directed)
 
     def digest(self) -> str:
-        return digest_of([_bytes_digest(str(self.path), _stamp(self.path)), self.directed])
+        return digest_of([bytes_digest(stamps(_files(self.path), self.path)), self.directed])
 
 
 def check_lines(graph: Graph) -> list[str]:
@@ -658,24 +658,11 @@ def _files(path: Path) -> list[Path]:
     return [path] if path.exists() else []
 
 
-def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
-    return tuple((p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in _files(path))
-
-
 def read_cached(path: Path, directed: bool | None) -> Graph:
     """`read_graph`, once while the files stay the same."""
-    return _read_cached(str(path), directed, _stamp(path))
+    return _read_cached(path, directed, stamps(_files(path), path))
 
 
 @lru_cache(maxsize=8)
-def _read_cached(path: str, directed: bool | None, stamp: Any) -> Graph:
+def _read_cached(path: Path, directed: bool | None, stamp: tuple[Stamp, ...]) -> Graph:
     return read_graph(path, directed)
-
-
-@lru_cache(maxsize=64)
-def _bytes_digest(path: str, stamp: Any) -> str:
-    sha = hashlib.sha256()
-    for file in _files(Path(path)):
-        with file.open("rb") as stream:
-            sha.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
-    return sha.hexdigest()

@@ -11,7 +11,6 @@ A *meta-path* is a chain of relations, each followed forwards or backwards: ``pa
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import re
 from collections.abc import Mapping, Sequence
@@ -28,6 +27,7 @@ from latticework.core.ledger import write_folder
 from latticework.core.task import Part
 from latticework.core.value import digest_of, setting
 
+from .files import Stamp, bytes_digest, stamps
 from .graph import Graph, _coded, _distinct, _ids, _sizes, _split, _sum, _with_columns
 from .table import SUFFIXES, column_named, find_table, line_of, need, numbers, read_table, some
 
@@ -705,10 +705,10 @@ class HeteroFiles(HeteroSet):
         )
 
     def read(self) -> HeteroGraph:
-        return _read_cached(str(self.path), _stamp(self.path))
+        return _read_cached(self.path, stamps(_files(self.path), self.path))
 
     def digest(self) -> str:
-        return digest_of([_bytes_digest(str(self.path), _stamp(self.path))])
+        return digest_of([bytes_digest(stamps(_files(self.path), self.path))])
 
 
 def labels_file(path: Path, target: str | None) -> Path:
@@ -728,19 +728,6 @@ def _files(path: Path) -> list[Path]:
     return [file for part in ("nodes", "edges") for file in _tables(path / part, []).values()]
 
 
-def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
-    return tuple((str(p.relative_to(path)), p.stat().st_mtime_ns, p.stat().st_size) for p in _files(path))
-
-
 @lru_cache(maxsize=4)
-def _read_cached(path: str, stamp: Any) -> HeteroGraph:
+def _read_cached(path: Path, stamp: tuple[Stamp, ...]) -> HeteroGraph:
     return read_hetero(path)
-
-
-@lru_cache(maxsize=64)
-def _bytes_digest(path: str, stamp: Any) -> str:
-    sha = hashlib.sha256()
-    for file in _files(Path(path)):
-        with file.open("rb") as stream:
-            sha.update(f"{file.parent.name}/{file.name}".encode() + hashlib.file_digest(stream, "sha256").digest())
-    return sha.hexdigest()

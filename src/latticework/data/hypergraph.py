@@ -24,6 +24,7 @@ from latticework.core.ledger import write_folder
 from latticework.core.task import Part
 from latticework.core.value import digest_of, setting
 
+from .files import Stamp, bytes_digest, stamps
 from .graph import Graph, Nodes, _coded, _ids, _with_columns
 from .table import column_named, find_table, header, line_of, need, read_table
 
@@ -394,10 +395,10 @@ class HypergraphFiles(HypergraphSet):
         return GivenHypergraph.hold(from_pyg(given)) if is_hypergraph_data(given) else None
 
     def read(self) -> Hypergraph:
-        return _read_cached(str(self.path), _stamp(self.path))
+        return _read_cached(self.path, stamps(_files(self.path), self.path))
 
     def digest(self) -> str:
-        return digest_of([self.name, _bytes_digest(str(self.path), _stamp(self.path))])
+        return digest_of([self.name, bytes_digest(stamps(_files(self.path), self.path))])
 
 
 def check_lines(graph: Hypergraph) -> list[str]:
@@ -423,19 +424,6 @@ def _files(path: Path) -> list[Path]:
     return [path] if path.exists() else []
 
 
-def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
-    return tuple((p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in _files(path))
-
-
 @lru_cache(maxsize=8)
-def _read_cached(path: str, stamp: Any) -> Hypergraph:
+def _read_cached(path: Path, stamp: tuple[Stamp, ...]) -> Hypergraph:
     return read_hypergraph(path)
-
-
-@lru_cache(maxsize=64)
-def _bytes_digest(path: str, stamp: Any) -> str:
-    sha = hashlib.sha256()
-    for file in _files(Path(path)):
-        with file.open("rb") as stream:
-            sha.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
-    return sha.hexdigest()

@@ -36,7 +36,7 @@ from latticework.core.value import setting
 from latticework.data.graph import Graph, Nodes, local_homophily
 from latticework.layers.propagation import adjacency
 
-from .network import NodeModel, NodeNetwork, asked_of, backbones_with, loss_of, score_of
+from .network import NodeModel, NodeNetwork, asked_of, backbones_with, loss_of, watching
 
 Array = NDArray[Any]
 Similarity = Literal["norm2", "cos"]
@@ -479,21 +479,16 @@ def _fit(
 
     watch = None
     if valid is not None:
-        held, truth = asked_of(valid, run.device)
         seen = inputs if valid.data is part.data else backbone.inputs(valid, run.device)
+        plain = watching(backbone.stop, valid, run, lambda: net(*seen))
         looks = 0 if run.last() is None else run.last()[0]  # type: ignore[index]
 
         def look() -> Watch:
             nonlocal looks
-            with torch.no_grad():
-                logits = net(*seen)[held]
-                value = float(loss_of(logits, truth))
+            found = plain()
             before = _BEFORE if active and looks < begin else 0.0
             looks += 1
-            if backbone.stop == "loss":
-                return Watch(value + before, {"valid loss": value})
-            score = score_of(logits, valid, run)
-            return Watch(-score + 1e-6 * value + before, {"valid loss": value, "valid": score})
+            return found._replace(value=found.value + before)
 
         watch = look
     patience = backbone.patience_of()

@@ -34,14 +34,14 @@ from latticework.core.result import Findings
 from latticework.core.run import Run
 from latticework.core.svg import bars
 from latticework.core.task import Part, Task
-from latticework.core.training import Patience, Watch
+from latticework.core.training import Patience
 from latticework.core.training import train as train_network
 from latticework.core.value import setting
 from latticework.data.hetero import Chain, Relation, biadjacency, chain_types, meta_paths, path_text, steps_from
 from latticework.layers.propagation import SparseOperator, WeakCache
 from latticework.layers.sparse_features import FeatureLinear, SparseFeatures, compact
 
-from .network import NodeModel, asked_of, loss_of, score_of
+from .network import NodeModel, asked_of, loss_of, watching
 
 Array = NDArray[Any]
 Features = Tensor | SparseFeatures
@@ -582,19 +582,8 @@ class LATTEMethod(Backbone):
 
         watch = None
         if valid is not None:
-            held, truth = asked_of(valid, run.device)
             seen = inputs if valid.data is train.data else self.inputs(valid, run.device)
-
-            def look() -> Watch:
-                with torch.no_grad():
-                    logits = net(*seen)[held]
-                    value = float(loss_of(logits, truth))
-                if self.stop == "loss":
-                    return Watch(value, {"valid loss": value})
-                score = score_of(logits, valid, run)
-                return Watch(-score + 1e-6 * value, {"valid loss": value, "valid": score})
-
-            watch = look
+            watch = watching(self.stop, valid, run, lambda: net(*seen))
         best = train_network(
             net, step, run, epochs=self.epochs, optimiser=optimiser, watch=watch, patience=Patience(epochs=self.patience)
         )

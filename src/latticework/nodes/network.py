@@ -5,7 +5,7 @@ A recipe says how its network is built (`module`) and what it is fed (`inputs`);
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -165,24 +165,29 @@ def fit_network(method: NodeNetwork, part: Part, valid: Part | None, run: Run) -
 
     watch = None
     if valid is not None:
-        held, truth = asked_of(valid, run.device)
         seen = inputs if valid.data is part.data else method.inputs(valid, run.device)
-
-        def look() -> Watch:
-            with torch.no_grad():
-                logits = net(*seen)[held]
-                value = float(loss_of(logits, truth))
-            if method.stop == "loss":
-                return Watch(value, {"valid loss": value})
-            score = score_of(logits, valid, run)
-            # ties in a coarse metric are broken by the loss
-            return Watch(-score + 1e-6 * value, {"valid loss": value, "valid": score})
-
-        watch = look
+        watch = watching(method.stop, valid, run, lambda: net(*seen))
     epoch = train(net, step, run, epochs=method.epochs, optimiser=optimiser, watch=watch, patience=method.patience_of())
     if valid is not None:
         run.notes.append(f"weights of epoch {epoch + 1}, chosen on validation {method.stop}")
     return method.finished(net.cpu(), part)
+
+
+def watching(stop: str, valid: Part, run: Run, answer: Callable[[], Tensor]) -> Callable[[], Watch]:
+    """A look at the valid part: `answer` gives logits [n, C] of all nodes; `stop` is what the epoch is chosen by."""
+    held, truth = asked_of(valid, run.device)
+
+    def look() -> Watch:
+        with torch.no_grad():
+            logits = answer()[held]
+            value = float(loss_of(logits, truth))
+        if stop == "loss":
+            return Watch(value, {"valid loss": value})
+        score = score_of(logits, valid, run)
+        # ties in a coarse metric are broken by the loss
+        return Watch(-score + 1e-6 * value, {"valid loss": value, "valid": score})
+
+    return look
 
 
 def score_of(logits: Tensor, valid: Part, run: Run) -> float:

@@ -16,12 +16,12 @@ from latticework.core.result import Findings
 from latticework.core.run import Run
 from latticework.core.svg import bars
 from latticework.core.task import Part, Task
-from latticework.core.training import Watch, train
+from latticework.core.training import train
 from latticework.core.value import setting
 from latticework.layers.propagation import adjacency
 
 from ..baselines import GCN
-from ..network import NodeModel, NodeNetwork, asked_of, backbones_with, device_of, loss_of, score_of
+from ..network import NodeModel, NodeNetwork, asked_of, backbones_with, device_of, loss_of, watching
 from .consistency import consistency
 from .cvae import NeighbourCVAE
 from .generator import (
@@ -305,24 +305,18 @@ class LAGNNMethod(Method):
 
         watch = None
         if valid is not None:
-            held, truth = asked_of(valid, device)
             same = valid.data is part.data
             seen = inputs if same else backbone.inputs(valid, device)
             theirs = sampler if same or generator is None else sampler_of(generator, backbone, valid, device)
 
-            def look() -> Watch:
+            def answer() -> Tensor:
                 draws = run.generator(f"look {now}")
-                with torch.no_grad():
-                    self._renew(net, sampler, draws)
-                    samples = [sampler(z) for z in net.noise] if same and sampler is not None else self._set(theirs, draws)
-                    logits = net(seen, samples)[held]
-                    value = float(loss_of(logits, truth))
-                if backbone.stop == "loss":
-                    return Watch(value, {"valid loss": value})
-                score = score_of(logits, valid, run)
-                return Watch(-score + 1e-6 * value, {"valid loss": value, "valid": score})
+                self._renew(net, sampler, draws)
+                samples = [sampler(z) for z in net.noise] if same and sampler is not None else self._set(theirs, draws)
+                logits: Tensor = net(seen, samples)
+                return logits
 
-            watch = look
+            watch = watching(backbone.stop, valid, run, answer)
         patience = backbone.patience_of()
         epoch = train(net, step, run, epochs=backbone.epochs, optimiser=optimiser, watch=watch, patience=patience)
         if valid is None:
