@@ -181,17 +181,17 @@ def test_the_catalogue_has_the_published_counts(name: str, facts: dict[str, Any]
 )
 @settings(max_examples=80, deadline=None)
 def test_ids_are_compared_as_text_however_they_are_read(ids: list[str], seed: int) -> None:
-    from latticework.data.graph import _coded
+    from latticework.data.graph import coded
 
     rng = np.random.default_rng(seed)
     columns = [
         pl.Series([["7", "07", "x", "12", "5"][int(i)] for i in rng.integers(0, 5, 6)]),
         pl.Series(rng.choice(ids, 6).tolist()),
     ]
-    names, codes = _coded(columns, pl.Series("id", ids))
+    names, codes = coded(columns, pl.Series("id", ids))
     place = {text: i for i, text in enumerate(ids)}
     assert names.to_list() == ids
     assert [c.tolist() for c in codes] == [[place.get(t, -1) for t in column] for column in columns]
-    found, own = _coded(columns)
+    found, own = coded(columns)
     assert found.to_list() == list(dict.fromkeys([*columns[0], *columns[1]]))
     assert [[found[int(i)] for i in c] for c in own] == [c.to_list() for c in columns]

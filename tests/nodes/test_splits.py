@@ -7,8 +7,9 @@ import pytest
 
 from latticework.core.dataset import open_data
 from latticework.core.errors import UserError
+from latticework.core.task import Part
 from latticework.data.graph import local_homophily
-from latticework.nodes.tasks import TEST, TRAIN, NodeClassification, homophily_halves, upper_half
+from latticework.nodes.tasks import TEST, TRAIN, NodeClassification, Truth, homophily_halves, upper_half
 from latticework.testing import check_task
 
 
@@ -68,3 +69,16 @@ def test_homophily_halves_of_the_test_nodes() -> None:
     assert abs(int((group == 0).sum()) - int((group == 1).sum())) <= 1
     alone = homophily_halves(graph, np.array([], np.int64))
     assert alone == {}
+
+
+def test_the_headline_alone_is_the_headline_of_all_scores() -> None:
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 50)
+    answer = rng.random((50, 3))
+    part = Part(None, None, Truth(y), {})
+    for rank_by in ("accuracy", "macro-f1", "roc-auc"):
+        task = NodeClassification(rank_by=rank_by, labels="single", protocol="random")  # type: ignore[arg-type]
+        assert task.value(answer, part, None) == task.headline(task.score(answer, part, None))  # type: ignore[arg-type]
+    several = Part(None, None, Truth(rng.random((50, 3)) > 0.5), {})
+    task = NodeClassification(labels="multi", protocol="random", true_counts=True)
+    assert task.value(answer, several, None) == task.headline(task.score(answer, several, None))  # type: ignore[arg-type]

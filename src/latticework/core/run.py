@@ -88,7 +88,7 @@ class Run:
         if self.task is None or self._valid is None:
             raise UserError("this fit has no validation part to choose on; give one, or use a method that needs none")
         answer = self.task.answer(model, self._valid.blind(), self)
-        value = self.task.headline(self.task.score(answer, self._valid, self))
+        value = self.task.value(answer, self._valid, self)
         return math.nan if value is None else value
 
     @property

@@ -16,7 +16,7 @@ def bars(labels: Sequence[str], values: Sequence[float], title: str, along: str)
         axes.set_xticks(range(0, len(labels), stride), labels[::stride])
         axes.set_xlabel(along)
 
-    return _svg(draw, title)
+    return picture(draw, title)
 
 
 def lines(
@@ -33,10 +33,11 @@ def lines(
         if len(series) > 1:
             axes.legend(frameon=False, fontsize=8)
 
-    return _svg(draw, title)
+    return picture(draw, title)
 
 
-def _svg(draw: Any, title: str) -> str:
+def picture(draw: Any, title: str) -> str:
+    """What `draw(axes)` paints, as SVG text."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .mirror import digest_of_file
 
 
 class Stamp(NamedTuple):
@@ -28,11 +31,18 @@ def stamps(files: Sequence[Path], root: Path) -> tuple[Stamp, ...]:
     return tuple(found)
 
 
-@lru_cache(maxsize=128)
-def bytes_digest(of: tuple[Stamp, ...]) -> str:
-    """SHA-256 over names and bytes, read once while the files stay the same."""
+def bytes_digest(of: Sequence[Stamp]) -> str:
+    """SHA-256 over names and bytes; a file is read once while it stays the same."""
     sha = hashlib.sha256()
     for item in of:
-        with open(item.path, "rb") as stream:
-            sha.update(item.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+        sha.update(item.name.encode() + bytes.fromhex(digest_of_file(item.path, item.written, item.size)))
+    return sha.hexdigest()
+
+
+def arrays_digest(arrays: Iterable[np.ndarray[Any, Any] | None], words: Any) -> str:
+    """SHA-256 of arrays, with their types and shapes, and of all else that tells two contents apart (by its ``repr``)."""
+    sha = hashlib.sha256()
+    for array in arrays:
+        sha.update(b"none" if array is None else repr((array.dtype.str, array.shape)).encode() + array.tobytes())
+    sha.update(repr(words).encode())
     return sha.hexdigest()

@@ -127,11 +127,11 @@ def _from_tables(edges_path: Path, nodes_path: Path | None, directed: bool | Non
             raise UserError(f"{edges_path}, line {line_of(empty[0])}: the {column} is empty")
     nodes = read_table(nodes_path) if nodes_path else None
     if nodes is None:
-        ids, ends = _coded([edges[source], edges[target]])
+        ids, ends = coded([edges[source], edges[target]])
         notes.append(f"no nodes.csv: the {len(ids)} nodes are those that edges name")
     else:
         assert nodes_path is not None
-        ids, ends = _coded([edges[source], edges[target]], _ids(nodes_path, nodes))
+        ids, ends = coded([edges[source], edges[target]], ids_of(nodes_path, nodes))
     for column, code in zip((source, target), ends, strict=True):
         unknown = np.flatnonzero(code < 0)
         if len(unknown):
@@ -159,11 +159,11 @@ def _from_tables(edges_path: Path, nodes_path: Path | None, directed: bool | Non
     graph = Graph(edge_index, tuple(ids.to_list()), weight=weight)
     if nodes is not None:
         assert nodes_path is not None
-        graph = _with_columns(graph, nodes_path, nodes, notes)
+        graph = with_columns(graph, nodes_path, nodes, notes)
     return finish(replace(graph, notes=tuple(notes)), directed)
 
 
-def _coded(columns: Sequence[pl.Series], ids: pl.Series | None = None) -> tuple[pl.Series, list[np.ndarray[Any, Any]]]:
+def coded(columns: Sequence[pl.Series], ids: pl.Series | None = None) -> tuple[pl.Series, list[np.ndarray[Any, Any]]]:
     """Ids (left out: those of the columns, by first appearance) and each column as int64 numbers of them, -1 for none.
 
     Ids are text; where all of them are written as plain whole numbers, numbers are compared instead, which is faster.
@@ -210,13 +210,13 @@ def _whole_numbers(column: pl.Series) -> pl.Series | None:
     return values if int(digits.sum()) == int(column.str.len_bytes().sum()) else None
 
 
-def _distinct(keys: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def distinct(keys: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Sorted, each once; faster than numpy's unique on large integers."""
     keys = np.sort(keys)
     return keys[np.concatenate([[True], keys[1:] != keys[:-1]])] if len(keys) else keys
 
 
-def _ids(path: Path, nodes: pl.DataFrame) -> pl.Series:
+def ids_of(path: Path, nodes: pl.DataFrame) -> pl.Series:
     ids = nodes[need(path, nodes, "id", "node")].rename("id")
     empty = (ids.is_null() | (ids == "")).arg_true()
     if len(empty):
@@ -231,7 +231,7 @@ def _ids(path: Path, nodes: pl.DataFrame) -> pl.Series:
     return ids
 
 
-def _with_columns(graph: Graph, path: Path, nodes: pl.DataFrame, notes: list[str]) -> Graph:
+def with_columns(graph: Graph, path: Path, nodes: pl.DataFrame, notes: list[str]) -> Graph:
     id_column = need(path, nodes, "id", "node")
     label, labels, split = column_named(nodes, "label"), column_named(nodes, "labels"), column_named(nodes, "split")
     if label and labels:
@@ -241,7 +241,7 @@ def _with_columns(graph: Graph, path: Path, nodes: pl.DataFrame, notes: list[str
     elif labels:
         graph = _many_labels(graph, nodes[labels], notes)
     if split:
-        graph = replace(graph, fixed=_split(path, nodes[split]))
+        graph = replace(graph, fixed=read_split(path, nodes[split]))
     blocks, names = [], []
     for column in nodes.columns:
         if column in (id_column, label, labels, split):
@@ -292,12 +292,12 @@ def read_labels(path: Path) -> dict[str, str]:
             raise UserError(f"{path} has no nodes.csv with the true labels")
         path = found
     nodes = read_table(path)
-    ids = _ids(path, nodes).to_list()
+    ids = ids_of(path, nodes).to_list()
     labels = nodes[need(path, nodes, "label", "labels", "class")].to_list()
     return {i: label for i, label in zip(ids, labels, strict=True) if label}
 
 
-def _split(path: Path, column: pl.Series) -> np.ndarray[Any, Any]:
+def read_split(path: Path, column: pl.Series) -> np.ndarray[Any, Any]:
     words = column.fill_null("").str.to_lowercase().to_list()
     for row, word in enumerate(words):
         if word not in SPLIT_WORDS:
@@ -357,7 +357,7 @@ def _from_networkx(path: Path, directed: bool | None) -> Graph:
         }
     )
     graph = Graph(edge_index, tuple(ids), weight=weight)
-    graph = _with_columns(graph, path, frame, notes)
+    graph = with_columns(graph, path, frame, notes)
     if not g.is_directed():
         graph = _both_ways(graph)
         directed = False
@@ -421,7 +421,7 @@ def finish(graph: Graph, directed: bool | None) -> Graph:
     if len(u) and (min(u.min(), v.min()) < 0 or max(u.max(), v.max()) >= n):
         raise UserError(f"an edge names a node outside 0..{n - 1}")
     keys = u * n + v
-    unique = _distinct(keys)
+    unique = distinct(keys)
     loops, repeats = int((u == v).sum()), len(keys) - len(unique)
     if loops:
         notes.append(f"{loops} self-loops kept")
@@ -429,7 +429,7 @@ def finish(graph: Graph, directed: bool | None) -> Graph:
         notes.append(f"{repeats} repeated edges kept; methods that build a matrix sum their weights")
     if directed is None:
         reverse = (unique % n) * n + unique // n
-        lacking = len(_distinct(np.concatenate([unique, reverse]))) - len(unique)
+        lacking = len(distinct(np.concatenate([unique, reverse]))) - len(unique)
         directed = lacking > 0
         if directed:
             notes.append(
@@ -459,7 +459,7 @@ def undirected_pairs(graph: Graph) -> np.ndarray[Any, Any]:
     """int64 [2, k]: each joined pair once, without loops."""
     u, v = graph.edge_index
     low, high = np.minimum(u, v), np.maximum(u, v)
-    keys = _distinct((low * graph.nodes + high)[low != high])
+    keys = distinct((low * graph.nodes + high)[low != high])
     return np.stack([keys // graph.nodes, keys % graph.nodes])
 
 
@@ -504,7 +504,7 @@ def facts(graph: Graph) -> dict[str, Any]:
         "multi-label": graph.multi_label,
         "labelled": int(graph.labelled.sum()),
         "splits": 0 if graph.splits is None else len(graph.splits),
-        "fixed split": _sizes(graph.fixed),
+        "fixed split": split_sizes(graph.fixed),
     }
     if graph.y is not None and len(graph.classes):
         counts = graph.y.sum(0) if graph.multi_label else np.bincount(graph.y[graph.y >= 0], minlength=len(graph.classes))
@@ -518,7 +518,7 @@ def facts(graph: Graph) -> dict[str, Any]:
     return found
 
 
-def _sizes(split: np.ndarray[Any, Any] | None) -> Any:
+def split_sizes(split: np.ndarray[Any, Any] | None) -> Any:
     if split is None:
         return "none"
     return {word: int((split == code).sum()) for code, word in enumerate(("train", "valid", "test"))}
@@ -534,11 +534,11 @@ def schema_of(graph: Graph) -> dict[str, Any]:
         "multi": graph.multi_label,
         "directed": graph.directed,
         "nodes": graph.nodes,
-        "graph": digest_of([graph.nodes, len(u), _sum(u, v), list(graph.ids[:5])])[:16],
+        "graph": digest_of([graph.nodes, len(u), edge_sum(u, v), list(graph.ids[:5])])[:16],
     }
 
 
-def _sum(u: np.ndarray[Any, Any], v: np.ndarray[Any, Any]) -> int:
+def edge_sum(u: np.ndarray[Any, Any], v: np.ndarray[Any, Any]) -> int:
     """An order-dependent check sum of the edges."""
     mixed = (u.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) ^ (v.astype(np.uint64) + np.uint64(0x7F4A7C15))
     return int((mixed * np.arange(1, len(u) + 1, dtype=np.uint64)).sum(dtype=np.uint64) % (1 << 62))
@@ -560,20 +560,28 @@ def write_graph(graph: Graph, folder: Path) -> None:
         if graph.weight is not None:
             edges = edges.with_columns(pl.Series("weight", graph.weight))
         edges.write_csv(draft / "edges.csv")
-        nodes: dict[str, Sequence[Any]] = {"id": list(graph.ids)}
-        if graph.multi_label and graph.y is not None:
-            nodes["labels"] = ["|".join(graph.classes[c] for c in np.flatnonzero(row)) for row in graph.y]
-        elif graph.y is not None:
-            nodes["label"] = [graph.classes[c] if c >= 0 else "" for c in graph.y]
-        if graph.fixed is not None:
-            words = {0: "train", 1: "valid", 2: "test", -1: ""}
-            nodes["split"] = [words[int(s)] for s in graph.fixed]
-        frame = pl.DataFrame(nodes)
-        if graph.x is not None:
-            frame = frame.hstack([pl.Series(name, graph.x[:, i]) for i, name in enumerate(graph.features)])
-        frame.write_csv(draft / "nodes.csv")
+        nodes_table(graph).write_csv(draft / "nodes.csv")
 
     write_folder(folder, fill)
+
+
+def nodes_table(graph: Graph, splits: Mapping[str, np.ndarray[Any, Any]] = {}) -> pl.DataFrame:
+    """A graph's nodes as ``nodes.csv`` has them; `splits` are further columns ``split:NAME``."""
+    import polars as pl
+
+    nodes: dict[str, Sequence[Any]] = {"id": list(graph.ids)}
+    if graph.multi_label and graph.y is not None:
+        nodes["labels"] = ["|".join(graph.classes[c] for c in np.flatnonzero(row)) for row in graph.y]
+    elif graph.y is not None:
+        nodes["label"] = [graph.classes[c] if c >= 0 else "" for c in graph.y]
+    words = {0: "train", 1: "valid", 2: "test", -1: ""}
+    written = {} if graph.fixed is None else {"split": graph.fixed}
+    for name, split in (written | {f"split:{name}": s for name, s in splits.items()}).items():
+        nodes[name] = [words[int(s)] for s in split]
+    frame = pl.DataFrame(nodes)
+    if graph.x is not None:
+        frame = frame.hstack([pl.Series(name, graph.x[:, i]) for i, name in enumerate(graph.features)])
+    return frame
 
 
 # -- the data set of a user's files --------------------------------------------------------------------------------------
@@ -616,11 +624,12 @@ class GraphFiles(GraphSet):
     def from_object(cls, given: Any) -> Dataset | None:
         """A PyG ``Data`` or a `Graph` made in Python."""
         from .graph_sets import GivenGraph
+        from .hypergraph import is_hypergraph_data
 
         if isinstance(given, Graph):
             return GivenGraph.hold(given)
         # PyG's hypergraphs have an edge_index, too, of memberships
-        is_graph = hasattr(given, "edge_index") and type(given).__name__ != "HyperGraphData"
+        is_graph = hasattr(given, "edge_index") and not is_hypergraph_data(given)
         return GivenGraph.hold(from_pyg(given)) if is_graph else None
 
     def read(self) -> Graph:
@@ -630,12 +639,18 @@ class GraphFiles(GraphSet):
         return digest_of([bytes_digest(stamps(_files(self.path), self.path)), self.directed])
 
 
-def check_lines(graph: Graph) -> list[str]:
-    """What was understood, as lines for people."""
+def fact_lines(found: Mapping[str, Any]) -> list[str]:
+    """Facts as lines for people."""
     lines = []
-    for key, value in facts_of(graph).items():
+    for key, value in found.items():
         shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
         lines.append(f"{key}: {shown:.3f}" if isinstance(shown, float) else f"{key}: {shown}")
+    return lines
+
+
+def check_lines(graph: Graph) -> list[str]:
+    """What was understood, as lines for people."""
+    lines = fact_lines(facts_of(graph))
     if graph.fixed is not None and graph.y is not None and not graph.multi_label:
         seen = set(graph.y[graph.fixed == 0].tolist())
         for code, name in enumerate(graph.classes):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,8 +14,9 @@ from latticework.core.dataset import Dataset, Given
 from latticework.core.errors import UserError
 from latticework.core.value import digest_of, setting
 
+from .files import arrays_digest
 from .graph import Graph, GraphSet, finish, from_pyg, read_cached
-from .mirror import locate
+from .mirror import csr_of, locate, read_arrays
 
 # file -> (folder, file name, SHA-256, edges are stored once and mean both ways)
 _FILES: Mapping[str, tuple[str, str, str, bool]] = {
@@ -74,19 +76,13 @@ class MirroredGraph(GraphSet):
 
     def read(self) -> Graph:
         folder, file, sha, once = self._entry()
-        return _read_npz(str(locate(folder, file, sha)), once, self.directed)
+        return _read_npz(locate(folder, file, sha), once, self.directed)
 
 
 @lru_cache(maxsize=8)
-def _read_npz(path: str, once: bool, directed: bool | None) -> Graph:
-    with np.load(path, allow_pickle=False) as arrays:
-        parts = {key: arrays[key] for key in arrays.files}
-    x = None
-    if "x_data" in parts:
-        from scipy.sparse import csr_array
-
-        shape = tuple(int(s) for s in parts["x_shape"])
-        x = csr_array((parts["x_data"], parts["x_indices"], parts["x_indptr"]), shape=shape).toarray().astype(np.float32)
+def _read_npz(path: Path, once: bool, directed: bool | None) -> Graph:
+    parts = read_arrays(path)
+    x = csr_of(parts, "x").toarray() if "x_data" in parts else None
     if "y_indptr" in parts:
         rows, columns = (int(s) for s in parts["y_shape"])
         y = np.zeros((rows, columns), bool)
@@ -250,12 +246,10 @@ class BarabasiAlbert(GraphSet):
 
 
 def content_digest(graph: Graph) -> str:
+    """SHA-256 of arrays and names."""
     if "digest" not in graph._cache:
-        import hashlib
-
-        sha = hashlib.sha256()
-        for array in (graph.edge_index, graph.x, graph.y, graph.weight, graph.fixed, graph.splits):
-            sha.update(b"none" if array is None else repr((array.dtype.str, array.shape)).encode() + array.tobytes())
-        sha.update(repr((graph.ids, graph.classes, graph.features, graph.directed)).encode())
-        graph._cache["digest"] = sha.hexdigest()
+        graph._cache["digest"] = arrays_digest(
+            (graph.edge_index, graph.x, graph.y, graph.weight, graph.fixed, graph.splits),
+            (graph.ids, graph.classes, graph.features, graph.directed),
+        )
     return str(graph._cache["digest"])

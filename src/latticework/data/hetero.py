@@ -28,7 +28,7 @@ from latticework.core.task import Part
 from latticework.core.value import digest_of, setting
 
 from .files import Stamp, bytes_digest, stamps
-from .graph import Graph, _coded, _distinct, _ids, _sizes, _split, _sum, _with_columns
+from .graph import Graph, coded, distinct, edge_sum, ids_of, nodes_table, read_split, split_sizes, with_columns
 from .table import SUFFIXES, column_named, find_table, line_of, need, numbers, read_table, some
 
 if TYPE_CHECKING:
@@ -179,14 +179,14 @@ def _tables(folder: Path, notes: list[str]) -> dict[str, Path]:
 def _read_nodes(kind: str, file: Path, notes: list[str]) -> tuple[Graph, pl.Series, dict[str, Array]]:
     """One type's nodes, their ids, and their named splits."""
     frame = read_table(file)
-    ids = _ids(file, frame)
+    ids = ids_of(file, frame)
     if column_named(frame, "labels"):
         raise UserError(f"{file}: column 'labels' (several a node) is read for graphs of one type only; name it 'label'")
     named = {c: c.partition(":")[2].strip() for c in frame.columns if c.lower().startswith("split:")}
-    splits = {name: _split(file, frame[column]) for column, name in named.items()}
+    splits = {name: read_split(file, frame[column]) for column, name in named.items()}
     said: list[str] = []
     empty = Graph(np.zeros((2, 0), np.int64), tuple(ids.to_list()))
-    graph = _with_columns(empty, file, frame.drop(list(named)), said)
+    graph = with_columns(empty, file, frame.drop(list(named)), said)
     notes += [f"{kind}: {note}" for note in said]
     return graph, ids, splits
 
@@ -216,7 +216,7 @@ def _read_edges(
         empty = (frame[column].is_null() | (frame[column] == "")).arg_true()
         if len(empty):
             raise UserError(f"{file}, line {line_of(empty[0])}: the {column} is empty")
-        code = _coded([frame[column]], ids[kind])[1][0]
+        code = coded([frame[column]], ids[kind])[1][0]
         unknown = np.flatnonzero(code < 0)
         if len(unknown):
             row = int(unknown[0])
@@ -288,7 +288,7 @@ def finish_hetero(graph: HeteroGraph) -> HeteroGraph:
                 raise UserError(f"relation {relation_text(key)} names a {kind} outside 0..{len(graph.ids[kind]) - 1}")
         if not len(u):
             notes.append(f"relation {relation_text(key)} has no edges")
-        repeats = len(u) - len(_distinct(u * max(len(graph.ids[key[2]]), 1) + v))
+        repeats = len(u) - len(distinct(u * max(len(graph.ids[key[2]]), 1) + v))
         if repeats:
             notes.append(f"relation {relation_text(key)}: {repeats} repeated edges kept; counts of meta-paths count them")
         if key[0] == key[2] and (loops := int((u == v).sum())):
@@ -387,13 +387,18 @@ def meta_paths(relations: Any, start: str, length: int, end: str | None = None) 
     return tuple(c for c in found if end is None or step_types(c[-1])[1] == end)
 
 
+def types_of(data: Any) -> tuple[str, ...]:
+    """The node types."""
+    return data.types if isinstance(data, HeteroGraph) else tuple(data.node_types)
+
+
 def parse_path(text: str, data: Any) -> Chain:
     """``paper-author-paper`` (or with relations, ``paper-[writes]-author``) as a chain of the data's relations.
 
     `UserError` for a type that is not there, two types that nothing joins or that several relations join, and a path of
     one type.
     """
-    types, relations = tuple(sizes_of(data)), relations_of(data)
+    types, relations = types_of(data), relations_of(data)
     words = _words(text, types)
     chain: list[Step] = []
     for (here, name), (there, _) in itertools.pairwise(words):
@@ -527,8 +532,8 @@ def facts(graph: HeteroGraph) -> dict[str, Any]:
             }
             for kind in graph.labelled
         },
-        "fixed split": {kind: _sizes(split) for kind, split in graph.fixed.items()},
-        "named splits": {kind: {name: _sizes(s) for name, s in named.items()} for kind, named in graph.splits.items()},
+        "fixed split": {kind: split_sizes(split) for kind, split in graph.fixed.items()},
+        "named splits": {kind: {name: split_sizes(s) for name, s in named.items()} for kind, named in graph.splits.items()},
     }  # fmt: skip
     return found
 
@@ -590,7 +595,7 @@ def _shown(value: Any) -> str:
 # -- as a part of a fold ---
 def hetero_schema(graph: HeteroGraph, target: str | None) -> dict[str, Any]:
     """What a model keeps of the graph it was fitted on; `classes` and `features` are those of the target type."""
-    sums = [[*key, int(e.shape[1]), _sum(*e)] for key, e in graph.relations.items()]
+    sums = [[*key, int(e.shape[1]), edge_sum(*e)] for key, e in graph.relations.items()]
     return {
         "classes": list(graph.classes.get(target or "", ())),
         "features": list(graph.features.get(target or "", ())),
@@ -637,22 +642,10 @@ def write_hetero(graph: HeteroGraph, folder: Path) -> None:
     def fill(draft: Path) -> None:
         import polars as pl
 
-        words = {0: "train", 1: "valid", 2: "test", -1: ""}
         (draft / "nodes").mkdir()
         (draft / "edges").mkdir()
         for kind in graph.types:
-            columns: dict[str, Any] = {"id": list(graph.ids[kind])}
-            if kind in graph.y:
-                columns["label"] = [graph.classes[kind][c] if c >= 0 else "" for c in graph.y[kind]]
-            if kind in graph.fixed:
-                columns["split"] = [words[int(s)] for s in graph.fixed[kind]]
-            for name, split in graph.splits.get(kind, {}).items():
-                columns[f"split:{name}"] = [words[int(s)] for s in split]
-            frame = pl.DataFrame(columns)
-            if kind in graph.x:
-                x = graph.dense(kind).numpy()
-                frame = frame.hstack([pl.Series(name, x[:, i]) for i, name in enumerate(graph.features[kind])])
-            frame.write_csv(draft / "nodes" / f"{kind}.csv")
+            nodes_table(graph.alone(kind), graph.splits.get(kind, {})).write_csv(draft / "nodes" / f"{kind}.csv")
         for key, (u, v) in graph.relations.items():
             source, target = np.array(graph.ids[key[0]], object), np.array(graph.ids[key[2]], object)
             edges = pl.DataFrame({"source": source[u].tolist(), "target": target[v].tolist()})

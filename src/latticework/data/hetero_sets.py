@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,23 +16,14 @@ from latticework.core.errors import UserError
 from latticework.core.value import digest_of, setting
 
 from .hetero import HeteroGraph, HeteroSet, Relation, finish_hetero, relation_text
-from .mirror import locate
+from .mirror import HECO, csr_of, locate, read_arrays
 
-# file -> (SHA-256, target, names of the relations by their two types)
-_FILES: Mapping[str, tuple[str, str, Mapping[tuple[str, str], str]]] = {
-    "acm": (
-        "816ecebf495b141a21d8a6681ced5174a4a6e3b23144fe71cfcfd70c14319f3f", "paper",
-        {("paper", "author"): "by", ("paper", "subject"): "on"},
-    ),
-    "imdb": (
-        "514bc7063bbedc245269e09733b1aa638f5b3ef87af9995b6053891c4cebb846", "movie",
-        {("movie", "actor"): "with", ("movie", "director"): "by", ("movie", "keyword"): "about"},
-    ),
-    "dblp": (
-        "3a5c5c714faec8ab1acdfd4096c0db6aaad02c73488e937179a9938cebea5117", "author",
-        {("paper", "author"): "by", ("paper", "conference"): "at", ("paper", "term"): "uses"},
-    ),
-}  # fmt: skip
+# file -> (target, names of the relations by their two types)
+_FILES: Mapping[str, tuple[str, Mapping[tuple[str, str], str]]] = {
+    "acm": ("paper", {("paper", "author"): "by", ("paper", "subject"): "on"}),
+    "imdb": ("movie", {("movie", "actor"): "with", ("movie", "director"): "by", ("movie", "keyword"): "about"}),
+    "dblp": ("author", {("paper", "author"): "by", ("paper", "conference"): "at", ("paper", "term"): "uses"}),
+}
 SPLITS = ("20", "40", "60")
 
 
@@ -45,33 +37,25 @@ class MirroredHetero(HeteroSet):
     name: ClassVar[str] = "mirrored-hetero"
     file: str = setting(..., "acm, imdb or dblp")
 
-    def _entry(self) -> tuple[str, str, Mapping[tuple[str, str], str]]:
-        if self.file not in _FILES:
-            raise UserError(f"no heterogeneous graph of the catalogue is called {self.file!r}; known: {', '.join(_FILES)}")
-        return _FILES[self.file]
+    def _sha256(self) -> str:
+        if self.file not in HECO:
+            raise UserError(f"no heterogeneous graph of the catalogue is called {self.file!r}; known: {', '.join(HECO)}")
+        return HECO[self.file]
 
     def digest(self) -> str:
-        return digest_of([self._entry()[0], self.revision])
+        return digest_of([self._sha256(), self.revision])
 
     def read(self) -> HeteroGraph:
-        return _read_npz(str(locate("hetero-heco", f"{self.file}.npz", self._entry()[0])), self.file)
+        return _read_npz(locate("hetero-heco", f"{self.file}.npz", self._sha256()), self.file)
 
 
 @lru_cache(maxsize=4)
-def _read_npz(path: str, file: str) -> HeteroGraph:
-    from scipy.sparse import csr_array
-
-    _, target, named = _FILES[file]
-    with np.load(path, allow_pickle=False) as arrays:
-        parts = {key: arrays[key] for key in arrays.files}
+def _read_npz(path: Path, file: str) -> HeteroGraph:
+    target, named = _FILES[file]
+    parts = read_arrays(path)
 
     def matrix(name: str) -> Any:
-        if name in parts:
-            return parts[name].astype(np.float32)
-        indices = parts[f"{name}_indices"]
-        values = parts.get(f"{name}_data", np.ones(len(indices), np.float32))
-        shape = tuple(int(s) for s in parts[f"{name}_shape"])
-        return csr_array((values.astype(np.float32), indices, parts[f"{name}_indptr"]), shape=shape)
+        return parts[name].astype(np.float32) if name in parts else csr_of(parts, name)
 
     relations: dict[Relation, Any] = {}
     sizes: dict[str, int] = {}

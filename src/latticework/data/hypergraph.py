@@ -10,7 +10,7 @@ sentence in `Hypergraph.notes`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +25,7 @@ from latticework.core.task import Part
 from latticework.core.value import digest_of, setting
 
 from .files import Stamp, bytes_digest, stamps
-from .graph import Graph, Nodes, _coded, _ids, _with_columns
+from .graph import Graph, Nodes, coded, fact_lines, ids_of, nodes_table, with_columns
 from .table import column_named, find_table, header, line_of, need, read_table
 
 Array = np.ndarray[Any, Any]
@@ -181,7 +181,7 @@ def read_hypergraph(path: Path | str) -> Hypergraph:
 def _from_tables(members_path: Path | None, nodes_path: Path | None) -> Hypergraph:
     notes: list[str] = []
     nodes = read_table(nodes_path) if nodes_path else None
-    ids = _ids(nodes_path, nodes) if nodes_path is not None and nodes is not None else None
+    ids = ids_of(nodes_path, nodes) if nodes_path is not None and nodes is not None else None
     pointer, member, edge_names = np.zeros(1, np.int64), np.zeros(0, np.int64), ()
     if members_path is None:
         notes.append("no hyperedges.csv: how nodes belong together is not known, so only models of features alone can answer")
@@ -193,8 +193,8 @@ def _from_tables(members_path: Path | None, nodes_path: Path | None) -> Hypergra
             if len(empty):
                 said = word.format(repr(table[edge_column][empty[0]]))
                 raise UserError(f"{members_path}, line {line_of(empty[0])}: the {said}; remove the line or fill the {column}")
-        names, (edge,) = _coded([table[edge_column]])
-        ids, (vertex,) = _coded([table[node_column]], ids)
+        names, (edge,) = coded([table[edge_column]])
+        ids, (vertex,) = coded([table[node_column]], ids)
         if nodes_path is None:
             notes.append(f"no nodes.csv: the {len(ids)} nodes are those that hyperedges name")
         unknown = np.flatnonzero(vertex < 0)
@@ -220,7 +220,7 @@ def _from_tables(members_path: Path | None, nodes_path: Path | None) -> Hypergra
             raise UserError(
                 f"{nodes_path}: column 'labels' holds several labels a node; hypergraphs take one, in a column 'label'"
             )
-        columns = _with_columns(columns, nodes_path, nodes, notes)
+        columns = with_columns(columns, nodes_path, nodes, notes)
         if columns.fixed is not None:
             notes.append("column 'split' is not used: labels are drawn by the task (task.labels, task.valid)")
     return finish(
@@ -335,13 +335,8 @@ def write_hypergraph(graph: Hypergraph, folder: Path) -> None:
             vertex, edge = graph.edge_index
             names, ids = np.array(graph.edge_ids, object), np.array(graph.ids, object)
             pl.DataFrame({"edge": names[edge].tolist(), "node": ids[vertex].tolist()}).write_csv(draft / "hyperedges.csv")
-        nodes: dict[str, Sequence[Any]] = {"id": list(graph.ids)}
-        if graph.y is not None:
-            nodes["label"] = [graph.classes[c] if c >= 0 else "" for c in graph.y]
-        frame = pl.DataFrame(nodes)
-        if graph.x is not None:
-            frame = frame.hstack([pl.Series(name, graph.x[:, i]) for i, name in enumerate(graph.features)])
-        frame.write_csv(draft / "nodes.csv")
+        alone = Graph(np.zeros((2, 0), np.int64), graph.ids, x=graph.x, y=graph.y, classes=graph.classes, features=graph.features)
+        nodes_table(alone).write_csv(draft / "nodes.csv")
 
     write_folder(folder, fill)
 
@@ -403,11 +398,7 @@ class HypergraphFiles(HypergraphSet):
 
 def check_lines(graph: Hypergraph) -> list[str]:
     """What was understood, as lines for people."""
-    lines = []
-    for key, value in facts_of(graph).items():
-        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-        lines.append(f"{key}: {shown:.3f}" if isinstance(shown, float) else f"{key}: {shown}")
-    return lines + list(graph.notes)
+    return fact_lines(facts_of(graph)) + list(graph.notes)
 
 
 def facts_of(graph: Hypergraph) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -14,9 +14,10 @@ from latticework.core.dataset import Dataset, Given
 from latticework.core.errors import UserError
 from latticework.core.value import digest_of, setting
 
+from .files import arrays_digest
 from .graph import Graph, undirected_pairs
-from .hypergraph import Array, Hypergraph, HypergraphSet, finish, from_memberships
-from .mirror import locate
+from .hypergraph import Hypergraph, HypergraphSet, finish, from_memberships
+from .mirror import HECO, csr_of, locate, read_arrays
 
 
 class _File(NamedTuple):
@@ -33,9 +34,9 @@ class _File(NamedTuple):
     hyperedges: tuple[tuple[str, ...], ...] = ()
 
 
-_ACM = ("hetero-heco", "acm.npz", "816ecebf495b141a21d8a6681ced5174a4a6e3b23144fe71cfcfd70c14319f3f", "paper")
-_IMDB = ("hetero-heco", "imdb.npz", "514bc7063bbedc245269e09733b1aa638f5b3ef87af9995b6053891c4cebb846", "movie")
-_DBLP = ("hetero-heco", "dblp.npz", "3a5c5c714faec8ab1acdfd4096c0db6aaad02c73488e937179a9938cebea5117", "author")
+_ACM = ("hetero-heco", "acm.npz", HECO["acm"], "paper")
+_IMDB = ("hetero-heco", "imdb.npz", HECO["imdb"], "movie")
+_DBLP = ("hetero-heco", "dblp.npz", HECO["dblp"], "author")
 _FILES: Mapping[str, _File] = {
     "hypergraphs-citation:cora-coauthorship": _File(
         "hypergraphs-citation", "cora-coauthorship.npz", "10aa24c7bbbabeb750ec3a562d2f702a97aa3131b8a13e8932db87ed98266721"
@@ -75,27 +76,19 @@ class MirroredHypergraph(HypergraphSet):
 
     def read(self) -> Hypergraph:
         entry = self._entry()
-        return _read_npz(str(locate(entry.folder, entry.file, entry.sha256)), entry.vertices, entry.hyperedges)
+        return _read_npz(locate(entry.folder, entry.file, entry.sha256), entry.vertices, entry.hyperedges)
 
 
 @lru_cache(maxsize=8)
-def _read_npz(path: str, vertices: str, hyperedges: tuple[tuple[str, ...], ...]) -> Hypergraph:
-    with np.load(path, allow_pickle=False) as arrays:
-        parts = {key: arrays[key] for key in arrays.files}
-
-    def matrix(name: str) -> sp.csr_array:
-        indices = parts[f"{name}_indices"]
-        data = parts.get(f"{name}_data", np.ones(len(indices), np.float32))
-        shape = tuple(int(s) for s in parts[f"{name}_shape"])
-        return sp.csr_array((data, indices, parts[f"{name}_indptr"]), shape=shape)
-
-    features = matrix(f"x_{vertices}" if vertices else "x")
+def _read_npz(path: Path, vertices: str, hyperedges: tuple[tuple[str, ...], ...]) -> Hypergraph:
+    parts = read_arrays(path)
+    features = csr_of(parts, f"x_{vertices}" if vertices else "x")
     if vertices:
         blocks, names = [], []
         for chain in hyperedges:
             product = None
             for step in chain:
-                relation = matrix(step.rstrip("'"))
+                relation = csr_of(parts, step.rstrip("'"))
                 relation = sp.csr_array(relation.T) if step.endswith("'") else relation
                 product = relation if product is None else sp.csr_array(product @ relation)
             assert product is not None
@@ -112,7 +105,7 @@ def _read_npz(path: str, vertices: str, hyperedges: tuple[tuple[str, ...], ...])
     y = parts["y"].astype(np.int64)
     return finish(
         Hypergraph(
-            pointer, members, tuple(str(i) for i in range(len(y))), tuple(names), x=features.toarray().astype(np.float32), y=y,
+            pointer, members, tuple(str(i) for i in range(len(y))), tuple(names), x=features.toarray(), y=y,
             classes=tuple(str(c) for c in range(int(y.max()) + 1)), features=tuple(f"x{i}" for i in range(features.shape[1])),
         )
     )  # fmt: skip
@@ -244,10 +237,8 @@ class GivenHypergraph(Given, HypergraphSet):
 def content_digest(graph: Hypergraph) -> str:
     """SHA-256 of arrays and names."""
     if "digest" not in graph._cache:
-        sha = hashlib.sha256()
-        arrays: tuple[Array | None, ...] = (graph.edge_ptr, graph.edge_nodes, graph.x, graph.y)
-        for array in arrays:
-            sha.update(b"none" if array is None else repr((array.dtype.str, array.shape)).encode() + array.tobytes())
-        sha.update(repr((graph.ids, graph.edge_ids, graph.classes, graph.features, graph.linked)).encode())
-        graph._cache["digest"] = sha.hexdigest()
+        graph._cache["digest"] = arrays_digest(
+            (graph.edge_ptr, graph.edge_nodes, graph.x, graph.y),
+            (graph.ids, graph.edge_ids, graph.classes, graph.features, graph.linked),
+        )
     return str(graph._cache["digest"])

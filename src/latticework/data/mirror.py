@@ -8,11 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from latticework.core.errors import Failure, UserError
 from latticework.core.ledger import disk_errors
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
+
+# three heterogeneous graphs, of which hypergraphs are made, too
+HECO: Mapping[str, str] = {
+    "acm": "816ecebf495b141a21d8a6681ced5174a4a6e3b23144fe71cfcfd70c14319f3f",
+    "imdb": "514bc7063bbedc245269e09733b1aa638f5b3ef87af9995b6053891c4cebb846",
+    "dblp": "3a5c5c714faec8ab1acdfd4096c0db6aaad02c73488e937179a9938cebea5117",
+}
 
 
 def locate(folder: str, file: str, sha256: str) -> Path:
@@ -62,6 +76,21 @@ def _fetch(url: str, folder: str, file: str, sha256: str) -> Path:
             ) from None
         except (requests.RequestException, OSError) as error:
             raise Failure(f"cannot fetch {url}: {error}; nothing was kept, try again") from None
+
+
+def read_arrays(path: Path) -> dict[str, Any]:
+    """All arrays of an ``.npz`` of the catalogue, by name; nothing in it is executed."""
+    with np.load(path, allow_pickle=False) as held:
+        return {name: held[name] for name in held.files}
+
+
+def csr_of(parts: Mapping[str, Any], name: str) -> sp.csr_array:
+    """float32 CSR of ``NAME_indptr``, ``NAME_indices``, ``NAME_shape`` and ``NAME_data`` (left out: all ones)."""
+    import scipy.sparse as sp
+
+    indices = parts[f"{name}_indices"]
+    values = parts.get(f"{name}_data", np.ones(len(indices), np.float32)).astype(np.float32)
+    return sp.csr_array((values, indices, parts[f"{name}_indptr"]), shape=tuple(int(s) for s in parts[f"{name}_shape"]))
 
 
 def _expect(path: Path, sha256: str) -> None:

@@ -491,6 +491,13 @@ class WeakCache:
                 self._kept[key] = entry
             return entry[1]
 
+    def get(self, owner: object, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make` gave for this object and key, made once."""
+        found = self.of(owner)
+        if key not in found:
+            found[key] = make()
+        return found[key]
+
     def __len__(self) -> int:
         return len(self._kept)
 

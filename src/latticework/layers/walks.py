@@ -12,7 +12,8 @@ Array = NDArray[Any]
 
 
 @numba.njit(cache=True)
-def _walk(indptr: Array, indices: Array, starts: Array, chances: Array, out: Array) -> None:  # pragma: no cover - compiled
+def walk_from(indptr: Array, indices: Array, starts: Array, chances: Array, out: Array) -> None:  # pragma: no cover - compiled
+    """One walk from each of `starts` into the rows of `out` [w, length], filled with -1; `chances` [w, length - 1] in [0, 1)."""
     for w in range(len(starts)):
         node = starts[w]
         out[w, 0] = node
@@ -35,5 +36,5 @@ def random_walks(indptr: Array, indices: Array, walks: int, length: int, rng: np
     for i in range(walks):
         starts = rng.permutation(n)
         chances = rng.random((n, length - 1), dtype=np.float32)
-        _walk(indptr, indices, starts, np.minimum(chances, np.float32(1 - 2**-24)), out[i * n : (i + 1) * n])
+        walk_from(indptr, indices, starts, np.minimum(chances, np.float32(1 - 2**-24)), out[i * n : (i + 1) * n])
     return out

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latticework.core.result import Findings
-from latticework.core.svg import _svg, lines
+from latticework.core.svg import lines, picture
 from latticework.core.task import Part
 from latticework.core.value import setting
 from latticework.layers.propagation import SparseOperator, normalised_adjacency
@@ -295,7 +295,7 @@ def heat_map(values: Array, names: Sequence[str], title: str) -> str:
         axes.set_yticks(places, [names[i] for i in places])
         axes.figure.colorbar(image, ax=axes)
 
-    return _svg(draw, title)
+    return picture(draw, title)
 
 
 class FedPub(FederatedMethod):

@@ -7,7 +7,7 @@ free vector for each node, as LATTE's does, so that none is helped by it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -36,7 +36,7 @@ from latticework.data.hetero import (
     steps_from,
 )
 from latticework.layers.sparse_features import FeatureLinear
-from latticework.layers.walks import _walk
+from latticework.layers.walks import walk_from
 
 from .embedding import EmbeddingMethod, EmbeddingModel
 from .latte import TypedModel, free_types, input_widths, key_of, placed
@@ -124,7 +124,7 @@ class HeteroNetwork(NodeNetwork):
     layers: int = setting(2, "convolutions", ge=1, le=16, search=(1, 3))
     heads: int = setting(8, "attention heads; their widths add up to `hidden`", ge=1, le=64)
     featureless: Literal["neighbour-mean", "free"] = setting("neighbour-mean", "what types without features start from")
-    row_normalise: bool = setting(False, "not used: features are read as they stand")
+    row_normalise: Literal[False] = setting(False, "features are read as they stand")
 
     def refuses(self, task: Task, facts: Mapping[str, Any]) -> str | None:
         if self.hidden % self.heads:
@@ -158,7 +158,7 @@ class RGCN(HeteroNetwork):
     """
 
     name: ClassVar[str] = "r-gcn"
-    heads: int = setting(1, "not used", ge=1, le=64)
+    heads: Literal[1] = setting(1, "it has no attention")
 
 
 class HGT(HeteroNetwork):
@@ -190,7 +190,7 @@ class HAN(HeteroNetwork):
     def chains(self, schema: Mapping[str, Any]) -> tuple[Chain, ...]:
         """The meta-paths, from the target to itself."""
         target = schema["target"]
-        known = _Schema(schema)
+        known = plan_of(schema)
         if self.paths:
             found = tuple(parse_path(text, known) for text in self.paths)
             for text, chain in zip(self.paths, found, strict=True):
@@ -201,7 +201,7 @@ class HAN(HeteroNetwork):
         return there_and_back(known.edge_types, target)
 
     def triples(self, schema: Mapping[str, Any]) -> Triples:
-        known = _Schema(schema)
+        known = plan_of(schema)
         return tuple((schema["target"], path_text(c, known).replace(".", "·"), schema["target"]) for c in self.chains(schema))
 
     def module(self, features: int, classes: int, schema: Mapping[str, Any], inputs: int = 1) -> nn.Module:
@@ -229,17 +229,15 @@ class HAN(HeteroNetwork):
         return {part.query.target: x[part.query.target]} if part.query.target in x else {}, edges
 
 
-class _Schema:
-    """A schema's types and relations, as meta-paths are read from them."""
+class Plan(NamedTuple):
+    """A schema's types and relations, from which meta-paths are read as from data."""
 
-    def __init__(self, schema: Mapping[str, Any]) -> None:
-        self.node_types = list(schema["types"])
-        self.edge_types: list[Relation] = [tuple(key) for key in schema["relations"]]  # type: ignore[misc]
+    node_types: tuple[str, ...]
+    edge_types: tuple[Relation, ...]
 
-    def __getitem__(self, kind: str) -> Any:
-        return self
 
-    num_nodes = 0
+def plan_of(schema: Mapping[str, Any]) -> Plan:
+    return Plan(tuple(schema["types"]), tuple(tuple(key) for key in schema["relations"]))  # type: ignore[misc]
 
 
 def there_and_back(relations: Sequence[Relation], target: str) -> tuple[Chain, ...]:
@@ -336,7 +334,7 @@ def path_walks(
     found = np.full((walks * sizes[0], length), -1, np.int32)
     for i in range(walks):
         chances = np.minimum(rng.random((sizes[0], length - 1), dtype=np.float32), np.float32(1 - 2**-24))
-        _walk(joined.indptr, joined.indices, rng.permutation(sizes[0]), chances, found[i * sizes[0] : (i + 1) * sizes[0]])
+        walk_from(joined.indptr, joined.indices, rng.permutation(sizes[0]), chances, found[i * sizes[0] : (i + 1) * sizes[0]])
     return np.where(found >= 0, number[found], -1)
 
 

@@ -17,19 +17,18 @@ from pydantic import field_validator
 
 from latticework.core.dataset import Dataset
 from latticework.core.errors import UserError
-from latticework.core.method import Predictor
 from latticework.core.result import Metric, Score
 from latticework.core.run import Run
-from latticework.core.task import Fold, Part, Task
+from latticework.core.task import Fold, Part
 from latticework.core.value import Value, setting
 from latticework.data.hetero import HeteroGraph, HeteroNodes, hetero_schema, keep_nodes, labels_file, relation_text, target_of
 
-from .tasks import TEST, TRAIN, VALID, NodeClassification, NodeQuery, Truth, match_features
+from .tasks import TEST, TRAIN, VALID, NodeAnswers, NodeClassification, NodeQuery, Truth, match_features
 
 Array = NDArray[Any]
 
 
-class HeteroNodeClassification(Task):
+class HeteroNodeClassification(NodeAnswers):
     """Probabilities over classes for the nodes of one type; the headline is macro-F1.
 
     `split`: the name of a split that the data bring (20, 40 or 60 labels a class of the published sets; repeats are seeds),
@@ -40,7 +39,6 @@ class HeteroNodeClassification(Task):
 
     name: ClassVar[str] = "hetero-node-classification"
     kinds: ClassVar[tuple[str, ...]] = ("heterogeneous graph",)
-    role: ClassVar[type[Any]] = Predictor
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("macro-f1", "", "higher"),
         Metric("micro-f1", "", "higher"),
@@ -48,8 +46,6 @@ class HeteroNodeClassification(Task):
         Metric("roc-auc", "", "higher"),
     )
     headline_metric: ClassVar[str] = "macro-f1"
-    readouts: ClassVar[Mapping[str, str]] = {"Encoder": "logistic-readout"}
-    Query: ClassVar[type[Value]] = NodeQuery
 
     target: str | None = setting(None, "the node type that is classified; left out: the one that has labels")
     protocol: Literal["transductive", "inductive"] = setting(
@@ -96,9 +92,6 @@ class HeteroNodeClassification(Task):
         if split == "random":
             return [(f"random-{i}", i) for i in range(repeats)]
         return [(split, seed) for seed in range(repeats)]
-
-    def hidden(self, test: Part) -> list[Any]:
-        return [test.truth.y]
 
     def final(self, data: Dataset) -> str:
         split = self.for_data(data).split
@@ -171,22 +164,12 @@ class HeteroNodeClassification(Task):
         nodes = HeteroNodes(rows, graph.ids[target], target)
         return Part(graph.tensors(), nodes, None, hetero_schema(graph, target) | {"classes": schema["classes"]})
 
-    # -- answers: as for one type of nodes -----------------------------------------------------------------------
-    def answer(self, model: Any, part: Part, run: Run) -> Array:
-        return _SINGLE.answer(model, part, run)
-
+    # -- answers ---------------------------------------------------------------------------------------------------
     def score(self, answer: Any, part: Part, run: Run | None) -> list[Score]:
-        return _with_micro(_SINGLE.score(answer, part, run))
-
-    def write(self, answer: Any, part: Part, to: Path) -> None:
-        """CSV: id, prediction, and a column ``p(class)`` each."""
-        _SINGLE.write(answer, part, to)
+        return _with_micro(super().score(answer, part, run))
 
     def judge(self, answers: Path, truth: Path) -> list[Score]:
-        return _with_micro(_SINGLE.judge(answers, labels_file(truth, self.target) if truth.is_dir() else truth))
-
-
-_SINGLE = NodeClassification(protocol="random", labels="single")
+        return _with_micro(super().judge(answers, labels_file(truth, self.target) if truth.is_dir() else truth))
 
 
 def _with_micro(scores: list[Score]) -> list[Score]:

@@ -28,6 +28,7 @@ from latticework.core.value import setting
 from latticework.data.graph import Graph, local_homophily, undirected_pairs
 
 from .hei import neighbour_pattern
+from .tasks import upper_half
 
 Array = NDArray[Any]
 BINS = 10
@@ -111,10 +112,9 @@ class HomophilyProbe(Probe):
             "share of nodes with more than half alike": float((local[known] > 0.5).mean()),
             "share of nodes with less than half alike": float((local[known] < 0.5).mean()),
         }
-        order = np.sort(local[known], kind="stable")
-        half = (len(order) + 1) // 2
-        scalars["mean of the lower half of nodes"] = float(order[:half].mean())
-        scalars["mean of the upper half of nodes"] = _number(order[half:].mean() if len(order) > half else np.nan)
+        above = upper_half(local[known])
+        scalars["mean of the lower half of nodes"] = float(local[known][~above].mean())
+        scalars["mean of the upper half of nodes"] = _number(local[known][above].mean() if above.any() else np.nan)
         rows = [
             {
                 "class": name, "nodes": int((graph.y == c).sum()), "share of its neighbours in it": _number(found.by_class[c]),

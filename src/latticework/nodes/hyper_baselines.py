@@ -25,7 +25,7 @@ from .network import EncodeHead, Features, NodeModel, NodeNetwork, features_of
 
 HYPER_TASKS = ("hypergraph-node-classification",)
 # matrices of a part's hypergraph, for as long as its data live
-_kept = WeakCache()
+kept = WeakCache()
 
 
 def incidence_of(part: Part, name: str = "this method") -> sp.csr_array:
@@ -36,15 +36,7 @@ def incidence_of(part: Part, name: str = "this method") -> sp.csr_array:
             f"{name} reads hyperedges, and none were given; add hyperedges.csv (edge,node), or use a model that answers from "
             "features alone (mlp, light-hgnn)"
         )
-    return kept(data, "incidence", lambda: with_singletons(incidence(data.edge_index, data.vertices, data.hyperedges)))
-
-
-def kept(data: Any, key: str, make: Any) -> Any:
-    """What is computed once for a part's data."""
-    found = _kept.of(data)
-    if key not in found:
-        found[key] = make()
-    return found[key]
+    return kept.get(data, "incidence", lambda: with_singletons(incidence(data.edge_index, data.vertices, data.hyperedges)))
 
 
 # -- hypergraph convolutions ---------------------------------------------------------------------------------------------
@@ -142,7 +134,7 @@ class HGNNMethod(HyperNetwork):
 
     def inputs(self, part: Part, device: str) -> tuple[Any, ...]:
         H = incidence_of(part, self.name)
-        L = kept(part.data, f"operator {self.norm}", lambda: HypergraphOperator(H, self.norm))
+        L = kept.get(part.data, f"operator {self.norm}", lambda: HypergraphOperator(H, self.norm))
         return features_of(part, device, self.row_normalise), L
 
 
@@ -206,7 +198,7 @@ class CliqueGCN(GCN):
 
     def inputs(self, part: Part, device: str) -> tuple[Any, ...]:
         H = incidence_of(part, self.name)
-        S: SparseOperator = kept(part.data, "cliques", lambda: _cliques(H))
+        S: SparseOperator = kept.get(part.data, "cliques", lambda: _cliques(H))
         return features_of(part, device, self.row_normalise), S if device == "cpu" else S.to_torch(device)
 
 

@@ -14,21 +14,20 @@ from numpy.typing import NDArray
 
 from latticework.core.dataset import Dataset
 from latticework.core.errors import UserError
-from latticework.core.method import Predictor
 from latticework.core.result import Metric, Score
 from latticework.core.run import Run
-from latticework.core.task import Fold, Part, Task
+from latticework.core.task import Fold, Part
 from latticework.core.value import Value, setting
 from latticework.data.graph import Nodes
 from latticework.data.hypergraph import Hypergraph, schema_of, subhypergraph
 
-from .tasks import TEST, TRAIN, VALID, NodeClassification, NodeQuery, Truth, match_features
+from .tasks import TEST, TRAIN, VALID, NodeAnswers, NodeQuery, Truth, match_features
 
 Array = NDArray[Any]
 CALIBRATION_BINS = 15
 
 
-class HypergraphNodeClassification(Task):
+class HypergraphNodeClassification(NodeAnswers):
     """Probabilities over classes for vertices of a hypergraph; the headline is accuracy over all test vertices.
 
     `labels` vertices of each class train and up to `valid` validate, drawn by the seed of the repeat; the rest tests. A class
@@ -40,7 +39,6 @@ class HypergraphNodeClassification(Task):
 
     name: ClassVar[str] = "hypergraph-node-classification"
     kinds: ClassVar[tuple[str, ...]] = ("hypergraph",)
-    role: ClassVar[type[Any]] = Predictor
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("accuracy", "", "higher"),
         Metric("macro-f1", "", "higher"),
@@ -50,19 +48,11 @@ class HypergraphNodeClassification(Task):
     )
     headline_metric: ClassVar[str] = "accuracy"
     readouts: ClassVar[Mapping[str, str]] = {}
-    Query: ClassVar[type[Value]] = NodeQuery
-    true_counts: ClassVar[bool] = False
 
     protocol: Literal["transductive", "production"] = setting("transductive", "whether a share of the test vertices is new")
     labels: int = setting(20, "train vertices of each class", ge=1, le=100_000)
     valid: int = setting(100, "validation vertices of each class, at most; 0: there is no validation part", ge=0, le=100_000)
     unseen: float = setting(0.2, "production: share of the test vertices that is new", gt=0, lt=1)
-
-    # answers have the form of node classification's
-    answer = NodeClassification.answer
-    decide = staticmethod(NodeClassification.decide)
-    write = NodeClassification.write
-    judge = NodeClassification.judge
 
     def for_data(self, data: Dataset) -> HypergraphNodeClassification:
         facts = data.facts()
@@ -83,9 +73,6 @@ class HypergraphNodeClassification(Task):
 
     def plan(self, data: Dataset, repeats: int) -> list[tuple[str, int]]:
         return [(f"draw-{i}", i) for i in range(repeats)]
-
-    def hidden(self, test: Part) -> list[Any]:
-        return [test.truth.y]
 
     def final(self, data: Dataset) -> str:
         return "all-0"
@@ -178,7 +165,7 @@ class HypergraphNodeClassification(Task):
         return Part(graph.tensors(), Nodes(index, graph.ids), None, schema_of(graph) | {"classes": schema["classes"]})
 
     def score(self, answer: Any, part: Part, run: Run | None) -> list[Score]:
-        scores = NodeClassification.score(self, answer, part, run)  # type: ignore[arg-type]
+        scores = super().score(answer, part, run)
         scores.append(Score("calibration-error", calibration_error(np.asarray(answer), part.truth.y)))
         at = {s.at["range"]: s.value for s in scores if s.at.get("slice") == "vertices" and s.value is not None}
         if len(at) == 2:

@@ -549,12 +549,10 @@ class LATTEMethod(Backbone):
 
     def inputs(self, part: Part, device: str) -> tuple[dict[str, Features], dict[int, Edges]]:
         """Features by type, and edges by meta-relation; kept with the part's data, since neither depends on weights."""
-        kept = _kept.of(part.data)
         depth = 1 if self.edge_threshold > 0 or self.edge_sampling else self.layers
-        joined = (device, part.query.target, depth)
-        if joined not in kept:
-            kept[joined] = composed_edges(part, depth, self.edge_budget, device)
-        return placed(part, self.featureless, device), kept[joined]
+        key = (device, part.query.target, depth)
+        edges = _kept.get(part.data, key, lambda: composed_edges(part, depth, self.edge_budget, device))
+        return placed(part, self.featureless, device), edges
 
     def groups(self, net: nn.Module) -> list[dict[str, Any]]:
         free = [p for name, p in net.named_parameters() if name.endswith("bias") or name.startswith("free.") or ".sharp." in name]
@@ -666,13 +664,14 @@ def type_features(part: Part, featureless: str) -> dict[str, Features]:
 
 def placed(part: Part, featureless: str, device: str) -> dict[str, Features]:
     """`type_features` on a device; kept with the part's data."""
-    kept, key = _kept.of(part.data), (device, featureless)
-    if key not in kept:
+
+    def make() -> dict[str, Features]:
         found = type_features(part, featureless)
-        if device != "cpu":
-            found = {kind: (x.dense() if isinstance(x, SparseFeatures) else x).to(device) for kind, x in found.items()}
-        kept[key] = found
-    return kept[key]
+        if device == "cpu":
+            return found
+        return {kind: (x.dense() if isinstance(x, SparseFeatures) else x).to(device) for kind, x in found.items()}
+
+    return _kept.get(part.data, (device, featureless), make)
 
 
 def free_types(featureless: str, task: Task, facts: Mapping[str, Any]) -> str | None:

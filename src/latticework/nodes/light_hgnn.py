@@ -358,7 +358,7 @@ class LightHGNNPlus(LightHGNN):
 def mean_of(part: Part, name: str) -> SparseOperator:
     """``D_e^-1 H^T`` of a part's hypergraph, isolated vertices in hyperedges of their own; kept with the data."""
     H = incidence_of(part, name)
-    return kept(part.data, "edge mean", lambda: edge_mean(H))
+    return kept.get(part.data, "edge mean", lambda: edge_mean(H))
 
 
 # -- over-smoothing ------------------------------------------------------------------------------------------------------

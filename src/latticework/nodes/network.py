@@ -193,7 +193,7 @@ def watching(stop: str, valid: Part, run: Run, answer: Callable[[], Tensor]) -> 
 def score_of(logits: Tensor, valid: Part, run: Run) -> float:
     assert run.task is not None
     chances = torch.sigmoid(logits) if valid.schema["multi"] else torch.softmax(logits, 1)
-    value = run.task.headline(run.task.score(chances.cpu().numpy().astype(np.float64), valid, run))
+    value = run.task.value(chances.cpu().numpy().astype(np.float64), valid, run)
     return 0.0 if value is None else value
 
 
@@ -210,9 +210,8 @@ def loss_of(logits: Tensor, target: Tensor) -> Tensor:
 
 def features_of(part: Part, device: str, row_normalise: bool) -> Features:
     """The features of all nodes, sparse where they are mostly zero and the device is a CPU."""
-    target = getattr(part.query, "target", None)
-    data = part.data if target is None else part.data[target]
-    x: Tensor | None = data.get("x") if target is not None else data.x
+    target = getattr(part.query, "target", None)  # of several node types, the one that is asked about
+    x: Tensor | None = getattr(part.data if target is None else part.data[target], "x", None)
     if x is None:
         raise UserError("the nodes have no features, and this method reads them; use fastrp or svd, or add columns to nodes.csv")
     if row_normalise and bool(((x == 0) | (x == 1)).all()):

@@ -41,7 +41,127 @@ class NodeQuery(Query):
     nodes: Literal["unlabelled", "all"] = setting("unlabelled", "those without a label (all, where every node has one), or all")
 
 
-class NodeClassification(Task):
+class NodeAnswers(Task):
+    """What tasks with probabilities over classes for nodes share: the form of an answer, its scores, its file."""
+
+    role: ClassVar[type[Any]] = Predictor
+    readouts: ClassVar[Mapping[str, str]] = {"Encoder": "logistic-readout"}
+    Query: ClassVar[type[Value]] = NodeQuery
+
+    def hidden(self, test: Part) -> list[Any]:
+        return [test.truth.y]
+
+    def several(self) -> bool:
+        """Whether a node may have several labels, so far as the task says."""
+        return False
+
+    def counts_of(self, truth: Truth) -> Array | None:
+        """The true labels, where as many are to be predicted as a node has."""
+        return None
+
+    def value(self, answer: Any, part: Part, run: Run) -> float | None:
+        if self.headline_metric != "accuracy" or part.truth.y.ndim == 2:
+            return super().value(answer, part, run)
+        from sklearn.metrics import accuracy_score
+
+        return float(accuracy_score(part.truth.y, self.decide(answer, None, False)))
+
+    def answer(self, model: Any, part: Part, run: Run) -> Array:
+        found = np.asarray(model.predict(part), dtype=np.float64)
+        expected = (len(part.query.rows), len(part.schema["classes"]))
+        if found.shape != expected:
+            raise UserError(
+                f"{model.method.name} gave {list(found.shape)} instead of class probabilities {list(expected)} (nodes x classes)"
+            )
+        if not np.isfinite(found).all():
+            row = int(np.flatnonzero(~np.isfinite(found).all(1))[0])
+            raise UserError(
+                f"{model.method.name} gave a value that is not finite for node {part.query.ids[part.query.rows[row]]!r}"
+            )
+        return found
+
+    def score(self, answer: Any, part: Part, run: Run | None) -> list[Score]:
+        truth: Truth = part.truth
+        multi = truth.y.ndim == 2
+        said = self.decide(answer, self.counts_of(truth), multi)
+        scores = _scores(truth.y, said, answer, multi)
+        name = "micro-f1" if multi else "accuracy"
+        for kind, (group, names) in truth.slices.items():
+            for i, words in enumerate(names):
+                rows = group == i
+                if rows.any():
+                    value = next(s.value for s in _scores(truth.y[rows], said[rows], None, multi) if s.metric == name)
+                    scores.append(Score(name, value, {"slice": kind, "range": words, "nodes": int(rows.sum())}))
+        return scores
+
+    @staticmethod
+    def decide(answer: Array, counts_of: Array | None, multi: bool) -> Array:
+        """Classes from probabilities: the largest; with several labels, those above 0.5 (at least one) or the true number."""
+        if not multi:
+            return np.asarray(answer.argmax(1))
+        order = np.argsort(-answer, axis=1, kind="stable")
+        rank = np.empty_like(order)
+        np.put_along_axis(rank, order, np.arange(answer.shape[1])[None], axis=1)
+        if counts_of is not None:
+            return np.asarray(rank < counts_of.sum(1, keepdims=True))
+        return (answer > 0.5) | (rank == 0)
+
+    def write(self, answer: Any, part: Part, to: Path) -> None:
+        """CSV: id, prediction, and a column ``p(class)`` each; several labels are joined by ``|``."""
+        import polars as pl
+
+        classes = part.schema["classes"]
+        multi = bool(part.schema["multi"])
+        said = self.decide(answer, None, multi)
+        if multi:
+            words = ["|".join(classes[c] for c in np.flatnonzero(row)) for row in said]
+        else:
+            words = [classes[c] for c in said]
+        columns: dict[str, Any] = {"id": [part.query.ids[i] for i in part.query.rows], "prediction": words}
+        columns |= {f"p({name})": answer[:, c] for c, name in enumerate(classes)}
+        write_whole(to, pl.DataFrame(columns).write_csv())
+
+    def judge(self, answers: Path, truth: Path) -> list[Score]:
+        from latticework.data.graph import read_labels
+        from latticework.data.table import column_named, need, read_table
+
+        found = read_table(answers)
+        ids = found[need(answers, found, "id", "node")].to_list()
+        words = found[need(answers, found, "prediction", "label")].to_list()
+        if len(set(ids)) < len(ids):
+            twice = next(i for i in ids if ids.count(i) > 1)
+            raise UserError(f"{answers}: id {twice!r} stands more than once; one answer a node")
+        known = read_labels(truth)
+        strange = [i for i in ids if i not in known]
+        if strange:
+            raise UserError(
+                f"{answers}: id {strange[0]!r} has no label in {truth} ({len(strange)} such); judge labelled nodes only"
+            )
+        multi = self.several() or any("|" in known[i] for i in ids)
+        classes = sorted({c for i in known for c in known[i].split("|")} | {c for w in words for c in w.split("|") if c})
+        code = {c: k for k, c in enumerate(classes)}
+
+        def read(texts: Sequence[str]) -> Array:
+            if not multi:
+                return np.array([code[t] for t in texts], np.int64)
+            rows = np.zeros((len(texts), len(classes)), bool)
+            for r, text in enumerate(texts):
+                rows[r, [code[c] for c in text.split("|") if c]] = True
+            return rows
+
+        empty = [i for i, w in zip(ids, words, strict=True) if not w]
+        if empty and not multi:
+            raise UserError(f"{answers}: id {empty[0]!r} has no prediction")
+        columns = [column_named(found, f"p({c})".lower()) for c in classes]
+        chances = None
+        if all(columns):
+            from latticework.data.table import numbers
+
+            chances = np.stack([numbers(answers, found[str(c)]).to_numpy() for c in columns], 1)
+        return _scores(read([known[i] for i in ids]), read(words), chances, multi)
+
+
+class NodeClassification(NodeAnswers):
     """Probabilities over classes for nodes of a graph; the headline is accuracy, or micro-F1 with several labels a node.
 
     `protocol`: ``fixed`` is the data's one published split (repeats are seeds), ``given`` its ten (repeats are splits),
@@ -53,15 +173,12 @@ class NodeClassification(Task):
 
     name: ClassVar[str] = "node-classification"
     kinds: ClassVar[tuple[str, ...]] = ("graph",)
-    role: ClassVar[type[Any]] = Predictor
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("accuracy", "", "higher"),
         Metric("micro-f1", "", "higher"),
         Metric("macro-f1", "", "higher"),
         Metric("roc-auc", "", "higher"),
     )
-    readouts: ClassVar[Mapping[str, str]] = {"Encoder": "logistic-readout"}
-    Query: ClassVar[type[Value]] = NodeQuery
 
     protocol: Literal["auto", "fixed", "given", "random", "folds"] = setting("auto", "which splits")
     folds: int = setting(5, "protocol=folds: into how many folds", ge=2, le=100, later=True)
@@ -115,8 +232,11 @@ class NodeClassification(Task):
         splits = max(int(data.facts()["splits"]), 1)
         return [(f"given-{i % splits}", i // splits) for i in range(repeats)]
 
-    def hidden(self, test: Part) -> list[Any]:
-        return [test.truth.y]
+    def several(self) -> bool:
+        return self.labels == "multi"
+
+    def counts_of(self, truth: Truth) -> Array | None:
+        return truth.y if self.true_counts else None
 
     def final(self, data: Dataset) -> str:
         return "fixed" if self.for_data(data).protocol == "fixed" else "all-0"
@@ -245,101 +365,6 @@ class NodeClassification(Task):
         index = np.flatnonzero(~graph.labelled) if query.nodes == "unlabelled" else np.arange(graph.nodes)
         index = index if len(index) else np.arange(graph.nodes)
         return Part(graph.tensors(), Nodes(index, graph.ids), None, schema_of(graph) | {"classes": schema["classes"]})
-
-    # -- answers -------------------------------------------------------------------------------------------------
-    def answer(self, model: Any, part: Part, run: Run) -> Array:
-        found = np.asarray(model.predict(part), dtype=np.float64)
-        expected = (len(part.query.rows), len(part.schema["classes"]))
-        if found.shape != expected:
-            raise UserError(
-                f"{model.method.name} gave {list(found.shape)} instead of class probabilities {list(expected)} (nodes x classes)"
-            )
-        if not np.isfinite(found).all():
-            row = int(np.flatnonzero(~np.isfinite(found).all(1))[0])
-            raise UserError(
-                f"{model.method.name} gave a value that is not finite for node {part.query.ids[part.query.rows[row]]!r}"
-            )
-        return found
-
-    def score(self, answer: Any, part: Part, run: Run | None) -> list[Score]:
-        truth: Truth = part.truth
-        multi = truth.y.ndim == 2
-        said = self.decide(answer, truth.y if self.true_counts else None, multi)
-        scores = _scores(truth.y, said, answer, multi)
-        name = "micro-f1" if multi else "accuracy"
-        for kind, (group, names) in truth.slices.items():
-            for i, words in enumerate(names):
-                rows = group == i
-                if rows.any():
-                    value = next(s.value for s in _scores(truth.y[rows], said[rows], None, multi) if s.metric == name)
-                    scores.append(Score(name, value, {"slice": kind, "range": words, "nodes": int(rows.sum())}))
-        return scores
-
-    @staticmethod
-    def decide(answer: Array, counts_of: Array | None, multi: bool) -> Array:
-        """Classes from probabilities: the largest; with several labels, those above 0.5 (at least one) or the true number."""
-        if not multi:
-            return np.asarray(answer.argmax(1))
-        order = np.argsort(-answer, axis=1, kind="stable")
-        rank = np.empty_like(order)
-        np.put_along_axis(rank, order, np.arange(answer.shape[1])[None], axis=1)
-        if counts_of is not None:
-            return np.asarray(rank < counts_of.sum(1, keepdims=True))
-        return (answer > 0.5) | (rank == 0)
-
-    def write(self, answer: Any, part: Part, to: Path) -> None:
-        """CSV: id, prediction, and a column ``p(class)`` each; several labels are joined by ``|``."""
-        import polars as pl
-
-        classes = part.schema["classes"]
-        multi = bool(part.schema["multi"])
-        said = self.decide(answer, None, multi)
-        if multi:
-            words = ["|".join(classes[c] for c in np.flatnonzero(row)) for row in said]
-        else:
-            words = [classes[c] for c in said]
-        columns: dict[str, Any] = {"id": [part.query.ids[i] for i in part.query.rows], "prediction": words}
-        columns |= {f"p({name})": answer[:, c] for c, name in enumerate(classes)}
-        write_whole(to, pl.DataFrame(columns).write_csv())
-
-    def judge(self, answers: Path, truth: Path) -> list[Score]:
-        from latticework.data.graph import read_labels
-        from latticework.data.table import column_named, need, read_table
-
-        found = read_table(answers)
-        ids = found[need(answers, found, "id", "node")].to_list()
-        words = found[need(answers, found, "prediction", "label")].to_list()
-        if len(set(ids)) < len(ids):
-            twice = next(i for i in ids if ids.count(i) > 1)
-            raise UserError(f"{answers}: id {twice!r} stands more than once; one answer a node")
-        known = read_labels(truth)
-        strange = [i for i in ids if i not in known]
-        if strange:
-            raise UserError(
-                f"{answers}: id {strange[0]!r} has no label in {truth} ({len(strange)} such); judge labelled nodes only"
-            )
-        multi = self.labels == "multi" or any("|" in known[i] for i in ids)
-        classes = sorted({c for i in known for c in known[i].split("|")} | {c for w in words for c in w.split("|") if c})
-        code = {c: k for k, c in enumerate(classes)}
-
-        def read(texts: Sequence[str]) -> Array:
-            if not multi:
-                return np.array([code[t] for t in texts], np.int64)
-            rows = np.zeros((len(texts), len(classes)), bool)
-            for r, text in enumerate(texts):
-                rows[r, [code[c] for c in text.split("|") if c]] = True
-            return rows
-
-        empty = [i for i, w in zip(ids, words, strict=True) if not w]
-        if empty and not multi:
-            raise UserError(f"{answers}: id {empty[0]!r} has no prediction")
-        columns = [column_named(found, f"p({c})".lower()) for c in classes]
-        chances = None
-        if all(columns):
-            from latticework.data.table import numbers
-
-            chances = np.stack([numbers(answers, found[str(c)]).to_numpy() for c in columns], 1)
-        return _scores(read([known[i] for i in ids]), read(words), chances, multi)
 
 
 def _scores(y: Array, said: Array, chances: Array | None, multi: bool) -> list[Score]:
