@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -302,3 +304,22 @@ def test_a_clip_is_exported_as_frames_that_read_back(tmp_path: Path) -> None:
     given = from_frames(np.arange(3 * 8 * 8 * 3, dtype=np.uint8).reshape(3, 8, 8, 3))
     given.write(tmp_path / "out")
     assert np.array_equal(ClipFiles(path=tmp_path / "out").read().frames, given.read().frames)
+
+
+def test_x264_is_the_same_whatever_its_memory_held_before() -> None:
+    """The C library fills fresh memory with a byte of our choice; the stream may not depend on it."""
+    code = (
+        "import sys, numpy as np\nfrom latticework.data.clip_io import encode_frames\n"
+        "y, x = np.mgrid[:32, :48]\n"
+        "wave = [np.stack([np.sin((x + 2 * t) / 5), np.cos((y - t) / 6), np.sin((x * y + t) / 60)], -1) for t in range(8)]\n"
+        "noise = np.random.default_rng(0).normal(0, 4, (8, 32, 48, 3))\n"
+        "frames = np.clip(120 + 90 * np.stack(wave) + noise, 0, 255)\n"
+        "sys.stdout.write(encode_frames(frames.astype(np.uint8), 'libx264', crf=18).data.hex())"
+    )
+    streams = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "MALLOC_PERTURB_": byte}, capture_output=True, check=True
+        ).stdout
+        for byte in ("1", "85", "255")
+    }
+    assert len(streams) == 1

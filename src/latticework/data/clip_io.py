@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 
 from latticework.core.errors import UserError
 from latticework.core.ledger import disk_errors, write_folder, write_whole
@@ -311,6 +312,10 @@ def encode_frames(
     if codec not in STREAM_FORMATS:
         raise ValueError(f"codec is one of {', '.join(STREAM_FORMATS)}, not {codec!r}")
     options = {"crf": str(crf), "preset": preset}
+    if codec == "libx264" and torch.backends.cpu.get_cpu_capability() == "AVX512":
+        options["x264-params"] = (
+            "asm=avx2"  # its AVX-512 macroblock tree reads memory nobody wrote: one run differs from the next
+        )
     if codec == "libx265":
         options["x265-params"] = "log-level=none:pools=none:frame-threads=1"
     if codec == "libsvtav1":
