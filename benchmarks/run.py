@@ -17,7 +17,7 @@ from typing import Any
 HERE = Path(__file__).parent
 NAMES = (
     "start", "table", "grid", "propagation", "fastrp", "dagnn", "adpa", "hnerv", "stitchable",
-    "gradco", "lagnn", "hei", "latte", "meow", "light_hgnn", "fed_pub",
+    "gradco", "lagnn", "hei", "latte", "meow", "light_hgnn", "fed_pub", "events",
 )  # fmt: skip
 
 

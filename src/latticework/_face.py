@@ -53,10 +53,18 @@ class Fitted:
         given = self.data if data is None else open_data(data)
         if given is None and self.task.needs_data:
             raise UserError("this model was loaded from a file: name the data to predict")
-        if given is not None and given.kind not in self.task.kinds:
-            raise UserError(f"{self.task.name} is for {', '.join(self.task.kinds)}, and this is {given.kind}")
+        kinds = (*self.task.kinds, *self.task.asks)
+        if given is not None and given.kind not in kinds:
+            raise UserError(f"{self.task.name} is for {', '.join(kinds)}, and this is {given.kind}")
         values, part = ask(self.model, self.task, given, query)
         return Answers(values, part, self.task)
+
+    def update(self, data: Any) -> str:
+        """Feed a model that keeps a memory with new data, in place; says what was taken in."""
+        given = open_data(data)
+        if given.kind not in self.task.kinds:
+            raise UserError(f"{self.task.name} is for {', '.join(self.task.kinds)}, and this is {given.kind}")
+        return self.task.reveal(self.model, given)
 
     def at(self, **late: Any) -> Fitted:
         """The same weights under other late fields."""

@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -194,11 +195,13 @@ def update(
     from latticework import _face as face
 
     fitted = face.load(model)
-    observe = getattr(fitted.model, "observe", None)
-    if observe is None:
-        raise UserError(f"{fitted.method.name} keeps no memory to update; fit it again on the new data")
-    observe(face.dataset(data).read())
-    fitted.save(out or model)
+    with TemporaryDirectory() as folder, _spinner("taking in"):
+        if data == "-":
+            data = str(Path(folder) / "events.csv")
+            Path(data).write_bytes(sys.stdin.buffer.read())
+        said = fitted.update(data)
+        fitted.save(out or model)
+    print(said)
     print(f"wrote {out or model}")
 
 

@@ -184,7 +184,9 @@ def fit(
         nets=options.nets, label=method.name,
     )  # fmt: skip
     parts = task.fold(data, fold)
-    return fitted(method, parts.train, parts.valid, run), run
+    model = fitted(method, parts.train, parts.valid, run)
+    task.settle(model, parts)
+    return model, run
 
 
 def ask(

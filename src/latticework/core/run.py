@@ -303,7 +303,7 @@ def part_digest(part: Part) -> str:
         elif hasattr(node, "to_dict"):
             walk(node.to_dict())
         elif hasattr(node, "__dict__"):
-            walk(vars(node))
+            walk({k: v for k, v in vars(node).items() if k != "_cache"})  # what is computed once is no content
         else:
             sha.update(repr(node).encode())
 

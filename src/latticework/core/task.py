@@ -48,6 +48,7 @@ class Task(Value):
 
     noun: ClassVar[str] = "task"
     kinds: ClassVar[tuple[str, ...]]
+    asks: ClassVar[tuple[str, ...]] = ()  # further kinds that a fitted model may be asked about
     role: ClassVar[type[Any]]
     metrics: ClassVar[tuple[Metric, ...]]
     headline_metric: ClassVar[str]
@@ -75,6 +76,16 @@ class Task(Value):
     def hidden(self, test: Part) -> list[Any]:
         """Arrays of the test part's truth that nothing within a method's reach may hold; `check_task` looks for them."""
         return [test.truth]
+
+    def settle(self, model: Any, fold: Fold) -> None:
+        """What a model for use still takes in after its fit (a stream's last events); a judged one is left as it is."""
+        return None
+
+    def reveal(self, model: Any, data: Dataset) -> str:
+        """Feed a model that keeps a memory with new data; says what was taken in."""
+        from .errors import UserError
+
+        raise UserError(f"{model.method.name} keeps no memory to update; fit it again on the new data")
 
     def final(self, data: Dataset) -> str:
         """The fold of a model that is for use, not for judging: it may train on all that has a truth."""

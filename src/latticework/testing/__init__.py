@@ -295,7 +295,7 @@ def arrays_in(node: Any, depth: int = 0) -> Iterator[Any]:
     elif hasattr(node, "to_dict"):
         yield from arrays_in(node.to_dict(), depth + 1)
     elif hasattr(node, "__dict__"):
-        yield from arrays_in(vars(node), depth + 1)
+        yield from arrays_in({k: v for k, v in vars(node).items() if k != "_cache"}, depth + 1)  # what is computed once
 
 
 # -- data and probes ---------------------------------------------------------------------------------------------------------
