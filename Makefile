@@ -46,7 +46,7 @@ bench: venv
 	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/run.py
 
 evidence: venv
-	$(BIN)/latticework reproduce dagnn fastrp adpa hnerv stitchable --record
+	$(BIN)/latticework reproduce $(sort $(basename $(notdir $(wildcard src/latticework/*/evidence/*.toml)))) --record
 
 docs: venv
 	$(BIN)/python docs/generate.py
