@@ -44,7 +44,7 @@ class EmbeddingModel(Model):
 class EmbeddingMethod(Method):
     """A method whose model is the vectors of one graph's nodes."""
 
-    tasks: ClassVar[tuple[str, ...]] = ("node-classification",)
+    tasks: ClassVar[tuple[str, ...]] = ("node-classification", "link-prediction")
     gives: ClassVar[tuple[type[Any], ...]] = (Encoder,)
     model: ClassVar[type[EmbeddingModel]] = EmbeddingModel
 
