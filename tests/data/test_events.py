@@ -38,6 +38,8 @@ def test_sorted_stably_and_numbered_by_first_appearance(rows: list[tuple[int, in
     for k in range(len(rows) + 1):
         first = events.rows(0, k)
         assert first.nodes == len({*first.src, *first.dst}) and len(first) == k
+        again = events.rows(k, len(events)).rows(0, 0)
+        assert again.ids == first.ids  # a slice of a slice knows what came before
 
 
 def test_other_header_bom_crlf_and_order(tmp_path: Path) -> None:

@@ -245,8 +245,12 @@ def score(
     from latticework import _face as face
 
     scores = face.score(task, answers, truth, _settings(settings))
-    rows = [[s.metric, "none" if s.value is None else f"{s.value:.4f}", s.why] for s in scores if not s.at.get("slice")]
-    _table(["metric", "value", ""], rows)
+    rows = [
+        [s.metric, ", ".join(f"{k} {v}" for k, v in s.at.items()), "none" if s.value is None else f"{s.value:.4f}", s.why]
+        for s in scores
+        if not s.at.get("slice")
+    ]
+    _table(["metric", "at", "value", ""], rows)
 
 
 @app.command(epilog="Example: latticework compare my-graph/ -m mlp,gcn,dagnn --repeats 10 --tune 20 --jobs 2 -o report.html")

@@ -72,7 +72,9 @@ class Events:
 
     def rows(self, start: int, stop: int) -> Events:
         """Events `start` to `stop` (not included) and the nodes known by then: no node of later events is in it."""
-        return self._of(slice(start, stop), self.ids[: int(self.known[stop])])
+        part = self._of(slice(start, stop), self.ids[: int(self.known[stop])])
+        part._cache["known"] = self.known[start : stop + 1]  # what came before a slice is known within it
+        return part
 
     def only(self, keep: Array) -> Events:
         """The events of a mask bool [m], numbered as they were."""
@@ -148,7 +150,7 @@ def read_events(path: Path) -> Events:
         if len(empty):
             raise UserError(f"{table}, line {line_of(empty[0])}, column {name!r}: no node is named")
     notes: list[str] = []
-    time = _times(table, frame[names[2]], notes)
+    time = times_of(table, frame[names[2]], notes)
     ids, (src, dst) = coded([frame[names[0]], frame[names[1]]])
     weight, signed, used = _weights(table, frame)
     x, features = _features(table, frame, {*names, *used})
@@ -156,7 +158,8 @@ def read_events(path: Path) -> Events:
     return replace(events, notes=(*events.notes, *_remarks(events)))
 
 
-def _times(path: Path, column: pl.Series, notes: list[str]) -> Array:
+def times_of(path: Path, column: pl.Series, notes: list[str]) -> Array:
+    """A column of times as float64: numbers from 0 on, or ISO dates as UNIX seconds, which `notes` then says."""
     import polars as pl
 
     empty = (column == "").arg_true()

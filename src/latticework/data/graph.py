@@ -618,7 +618,11 @@ class GraphFiles(GraphSet):
         if path.suffix.lower() in (".graphml", ".gml", ".mtx"):
             return True
         names = set(header(path)) if path.suffix in (".csv", ".parquet") else set()
-        return bool(names & {"source", "src", "from"}) and bool(names & {"target", "dst", "to"}) and not names & {"time", "t", "timestamp"}
+        return (
+            bool(names & {"source", "src", "from"})
+            and bool(names & {"target", "dst", "to"})
+            and not names & {"time", "t", "timestamp"}
+        )
 
     @classmethod
     def from_object(cls, given: Any) -> Dataset | None:

@@ -145,6 +145,7 @@ def _check_purity(method: Method, data: Dataset, task: Task) -> None:
     before = [part_digest(p) for p in parts]
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index, union-attr]
     run = Run(task=task, digest=data.digest(), fold="battery", label=method.name)
+    run._valid = fold.valid
     with run.seeded():
         model = method.fit(fold.train, fold.valid, run)
     point = dict(model.points()[0])

@@ -1,0 +1,301 @@
+"""The kind *ratings*: who liked, bought, watched or rated what. Container, reader of users' files, check, writer.
+
+A user's file is ``ratings.csv`` (user,item[,rating][,time]), alone or in a folder; also read: parquet. Without a column
+`rating` every line is a sign of interest (a like, a purchase). Times are numbers from 0 on, or ISO dates. Reading is lossless:
+a pair that stands twice is counted here and merged (`merged`) only where a task cuts the data. Beside it stands the kind
+*users*, a file with a column `user` alone: whom a fitted model is asked about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from latticework.core.dataset import Dataset, Given
+from latticework.core.errors import UserError
+from latticework.core.ledger import write_whole
+from latticework.core.task import Part
+from latticework.core.value import digest_of, setting
+
+from .events import times_of
+from .files import Stamp, arrays_digest, bytes_digest, stamps
+from .graph import coded, fact_lines
+from .table import column_named, find_table, header, line_of, need, numbers, read_table
+
+Array = np.ndarray[Any, Any]
+USER, ITEM = ("user", "user_id", "userid"), ("item", "item_id", "itemid")
+RATING, TIME = ("rating", "stars", "score"), ("time", "t", "timestamp")
+FORM = "ratings.csv (user,item[,rating][,time])"
+
+
+@dataclass(frozen=True)
+class Ratings:
+    """Ratings (or signs of interest) as they were written.
+
+    user, item int64 [m], numbers of `users` and `items`; rating float32 [m] or none; time float64 [m] or none.
+    """
+
+    users: tuple[str, ...]
+    items: tuple[str, ...]
+    user: Array
+    item: Array
+    rating: Array | None = None
+    time: Array | None = None
+    notes: tuple[str, ...] = ()
+    _cache: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def only(self, keep: Array) -> Ratings:
+        """Some of the lines (a mask bool [m], or numbers of lines in the order wanted), numbered as they were."""
+        return replace(
+            self, user=self.user[keep], item=self.item[keep], rating=None if self.rating is None else self.rating[keep],
+            time=None if self.time is None else self.time[keep], _cache={},
+        )  # fmt: skip
+
+
+def id_order(ids: Sequence[str]) -> Array:
+    """int64 [n]: the numbers of the ids in order: by value where all are whole numbers, else as text."""
+    if all(name.isdecimal() for name in ids):
+        order = sorted(range(len(ids)), key=lambda i: (int(ids[i]), ids[i]))
+    else:
+        order = sorted(range(len(ids)), key=lambda i: ids[i])
+    return np.array(order, np.int64)
+
+
+def merged(ratings: Ratings) -> Ratings:
+    """Each pair of user and item once, users and items numbered in the order of their ids, lines sorted by user and item.
+
+    Of lines that name the same pair the latest counts (by time; without times, and at equal ones, the last line). Users and
+    items without any line are dropped. The outcome does not depend on the order of distinct lines.
+    """
+    place = []
+    for ids, code in ((ratings.users, ratings.user), (ratings.items, ratings.item)):
+        order = id_order(ids)
+        order = order[np.isin(order, code)]
+        to = np.full(len(ids), -1, np.int64)
+        to[order] = np.arange(len(order))
+        place.append((order, to))
+    (user_order, to_user), (item_order, to_item) = place
+    named = replace(
+        ratings, users=tuple(ratings.users[i] for i in user_order.tolist()),
+        items=tuple(ratings.items[i] for i in item_order.tolist()), user=to_user[ratings.user], item=to_item[ratings.item],
+        _cache={},
+    )  # fmt: skip
+    late = np.arange(len(ratings)) if ratings.time is None else ratings.time
+    order = np.lexsort((np.arange(len(ratings)), late, named.item, named.user))
+    key = (named.user * max(len(named.items), 1) + named.item)[order]
+    last = np.append(key[1:] != key[:-1], True) if len(key) else np.zeros(0, bool)
+    return named.only(order[last])
+
+
+# -- reading -------------------------------------------------------------------------------------------------------------
+def read_ratings(path: Path) -> Ratings:
+    """A user's ``ratings.csv`` (or parquet). `UserError` names the file, the line and the column."""
+    table = find_table(path, "ratings") if path.is_dir() else path
+    if table is None:
+        raise UserError(f"{path} holds no {FORM}")
+    frame = read_table(table)
+    user, item = need(table, frame, *USER), need(table, frame, *ITEM)
+    for name, what in ((user, "user"), (item, "item")):
+        empty = (frame[name] == "").arg_true()
+        if len(empty):
+            raise UserError(f"{table}, line {line_of(empty[0])}, column {name!r}: no {what} is named")
+    notes: list[str] = []
+    rating, time = column_named(frame, *RATING), column_named(frame, *TIME)
+    values = None if rating is None else numbers(table, frame[rating]).to_numpy().astype(np.float32)
+    times = None if time is None else times_of(table, frame[time], notes)
+    users, (of_user,) = coded([frame[user]])
+    items, (of_item,) = coded([frame[item]])
+    unused = [c for c in frame.columns if c not in (user, item, rating, time)]
+    if unused:
+        notes.append(f"columns that nothing reads: {', '.join(unused)}")
+    return Ratings(tuple(users.to_list()), tuple(items.to_list()), of_user, of_item, values, times, tuple(notes))
+
+
+def read_users(path: Path) -> Ratings:
+    """A list of users, without a single line about an item; each once, in the order of the file."""
+    frame = read_table(path)
+    user = need(path, frame, *USER)
+    empty = (frame[user] == "").arg_true()
+    if len(empty):
+        raise UserError(f"{path}, line {line_of(empty[0])}, column {user!r}: no user is named")
+    none = np.zeros(0, np.int64)
+    return Ratings(tuple(frame[user].unique(maintain_order=True).to_list()), (), none, none)
+
+
+# -- what ratings are like -----------------------------------------------------------------------------------------------
+def facts(ratings: Ratings) -> dict[str, Any]:
+    """Counts and shapes; computed once."""
+    if "facts" not in ratings._cache:
+        ratings._cache["facts"] = _facts(ratings)
+    found: dict[str, Any] = ratings._cache["facts"]
+    return found
+
+
+def _facts(ratings: Ratings) -> dict[str, Any]:
+    m, users, items = len(ratings), len(ratings.users), len(ratings.items)
+    if not m:
+        raise UserError("there are no ratings")
+    distinct = len(np.unique(ratings.user * items + ratings.item))
+    of_user = np.bincount(ratings.user, minlength=users)
+    found: dict[str, Any] = {
+        "lines": m,
+        "users": users,
+        "items": items,
+        "distinct pairs": distinct,
+        "duplicates": m - distinct,
+        "density": distinct / (users * items),
+        "lines a user, median": float(np.median(of_user)),
+        "users with one line": int((of_user == 1).sum()),
+        "rated": ratings.rating is not None,
+        "timed": ratings.time is not None,
+    }
+    if ratings.rating is not None:
+        found["lowest rating"], found["highest rating"] = float(ratings.rating.min()), float(ratings.rating.max())
+    return found
+
+
+def remarks(ratings: Ratings) -> list[str]:
+    """What `data check` says beside the facts."""
+    found = facts(ratings)
+    lines = list(ratings.notes)
+    if found["duplicates"]:
+        which = "latest" if found["timed"] else "last"
+        lines.append(f"{found['duplicates']} lines name a pair that stands elsewhere, too; the {which} of each counts")
+    if not found["rated"]:
+        lines.append("no column 'rating': every line is taken for a sign of interest")
+    silent = len(ratings.users) - len(np.unique(ratings.user))
+    if silent:
+        lines.append(f"{silent} users have no line: nothing is learnt about them")
+    return lines
+
+
+# -- the data sets -------------------------------------------------------------------------------------------------------
+class RatingSet(Dataset):
+    """What data sets of ratings share: facts, check, writer and the whole as a part."""
+
+    kind: ClassVar[str] = "ratings"
+
+    def facts(self) -> Mapping[str, Any]:
+        return facts(self.read())
+
+    def check(self) -> list[str]:
+        ratings: Ratings = self.read()
+        return fact_lines(facts(ratings)) + remarks(ratings)
+
+    def write(self, to: Path) -> None:
+        write_ratings(self.read(), to)
+
+    def whole(self) -> Part:
+        ratings: Ratings = self.read()
+        return Part(ratings, None, None, {"users": list(ratings.users), "items": list(ratings.items)})
+
+
+def write_ratings(ratings: Ratings, to: Path) -> None:
+    """``ratings.csv`` in a folder (or the file itself, where `to` ends in .csv) that `read_ratings` reads back as the same."""
+    import polars as pl
+
+    columns: dict[str, Any] = {
+        "user": np.array(ratings.users, object)[ratings.user].tolist(),
+        "item": np.array(ratings.items, object)[ratings.item].tolist(),
+    }
+    for name, values in (("rating", ratings.rating), ("time", ratings.time)):
+        if values is not None:  # whole numbers stay whole; polars writes the shortest text that reads back as the same
+            columns[name] = values.astype(np.int64) if np.array_equal(values, np.floor(values)) else values
+    write_whole(to if to.suffix == ".csv" else to / "ratings.csv", pl.DataFrame(columns).write_csv())
+
+
+class RatingFiles(RatingSet):
+    """A user's ratings, by path; their identity is the bytes of the file, not where it lies."""
+
+    name: ClassVar[str] = "rating-files"
+    path: Path = setting(..., "ratings.csv, or a folder that holds it")
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """By header: a line names a user and an item."""
+        table = find_table(path, "ratings") if path.is_dir() else path
+        if table is None or table.suffix not in (".csv", ".parquet"):
+            return False
+        names = set(header(table))
+        return all(names & set(words) for words in (USER, ITEM))
+
+    @classmethod
+    def from_object(cls, given: Any) -> Dataset | None:
+        """`Ratings` made in Python."""
+        return GivenRatings.hold(given) if isinstance(given, Ratings) else None
+
+    def _file(self) -> Path:
+        file = find_table(self.path, "ratings") if self.path.is_dir() else self.path
+        if file is None or not file.is_file():
+            raise UserError(f"{self.path} holds no {FORM}")
+        return file
+
+    def read(self) -> Ratings:
+        file = self._file()
+        return _read_cached(file, stamps([file], file))
+
+    def digest(self) -> str:
+        file = self._file()
+        return digest_of([self.name, bytes_digest(stamps([file], file))])
+
+
+@lru_cache(maxsize=4)
+def _read_cached(path: Path, stamp: tuple[Stamp, ...]) -> Ratings:
+    return read_ratings(path)
+
+
+class UserList(Dataset):
+    """A list of users, by path: a CSV with a column `user` and none of items."""
+
+    name: ClassVar[str] = "user-list"
+    kind: ClassVar[str] = "users"
+    path: Path = setting(..., "users.csv")
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        if path.is_dir() or path.suffix not in (".csv", ".parquet"):
+            return False
+        names = set(header(path))
+        return bool(names & set(USER)) and not names & set(ITEM)
+
+    def read(self) -> Ratings:
+        return read_users(self.path)
+
+    def facts(self) -> Mapping[str, Any]:
+        return {"users": len(self.read().users)}
+
+    def digest(self) -> str:
+        return digest_of([self.name, bytes_digest(stamps([self.path], self.path))])
+
+
+def content_digest(ratings: Ratings) -> str:
+    """SHA-256 of all that ratings hold."""
+    return arrays_digest((ratings.user, ratings.item, ratings.rating, ratings.time), (ratings.users, ratings.items))
+
+
+class GivenRatings(Given, RatingSet):
+    """Ratings made in Python; they live as long as the process and are named by their content."""
+
+    name: ClassVar[str] = "given-ratings"
+
+    @classmethod
+    def hold(cls, ratings: Ratings) -> GivenRatings:
+        for what, code, ids in (("user", ratings.user, ratings.users), ("item", ratings.item, ratings.items)):
+            if len(code) and not (code.min() >= 0 and code.max() < len(ids)):
+                raise UserError(f"a {what} has a number outside 0 to {len(ids) - 1}")
+            if len(set(ids)) < len(ids):
+                raise UserError(f"two {what}s have the same id")
+        for what, values in (("rating", ratings.rating), ("time", ratings.time)):
+            if values is not None and not np.isfinite(values).all():
+                raise UserError(f"a {what} is not finite")
+        digest = content_digest(ratings)
+        cls._held[digest] = ratings
+        return cls(content=digest)
