@@ -311,3 +311,17 @@ def test_tuning_that_is_cut_short_is_no_evidence(tmp_path: Path) -> None:
     method = method_of("tuned(method=gcn(epochs=100000; patience=100000); trials=3)")
     result = evaluate(task, data, method, "random-0", 0, Ledger(tmp_path), Options(time_s=0.3))
     assert result.status == "stopped" and not list((tmp_path / "fits").iterdir())
+
+
+def test_settings_that_do_not_go_together_cost_a_trial_not_the_fit() -> None:
+    """A GCN of one layer cannot bring LAGNN's feature matrices together, and tuning may ask for one."""
+    import latticework as lw
+
+    small = method_of("lagnn").with_settings(
+        {"backbone.epochs": 3, "backbone.hidden": 4, "generator.method.epochs": 1, "generator.method.selection": "none"}
+    )
+    fitted = lw.fit(Tuned(method=small, trials=8), "karate")
+    assert fitted.run is not None
+    notes = " ".join(fitted.run.notes)
+    assert "could not be used: several feature matrices need two layers" in notes
+    assert fitted.method.backbone.layers >= 2  # type: ignore[attr-defined]

@@ -202,3 +202,12 @@ def test_predictions_made_elsewhere_are_judged(tmp_path: Path, command: Callable
     (tmp_path / "answers.csv").write_text("source,target,time,score\na,z,1,.9\n")
     status, out, err = command("score", "temporal-link-prediction", tmp_path / "answers.csv", tmp_path / "truth.csv")
     assert status == 2 and "is not in" in out + err
+
+
+def test_a_model_for_use_has_seen_the_whole_log_and_a_judged_one_has_not(meetings: GivenEvents) -> None:
+    import latticework as lw
+
+    log = meetings.read()
+    assert lw.fit("edgebank", meetings).model.schema["latest"] == log.t[-1]
+    judged = lw.fit("edgebank", meetings, fold="by-time-0").model
+    assert judged.schema["latest"] < log.t[int(0.71 * len(log))]

@@ -67,11 +67,19 @@ class Tuned(Method):
         sampler = optuna.samplers.TPESampler(seed=int(run.rng("tuning").integers(2**31)), n_startup_trials=min(10, self.trials))
         study = optuna.create_study(direction="maximize", sampler=sampler)
         best: tuple[float, Model] | None = None
+        refused: list[str] = []
         for trial in range(self.trials):
             asked = study.ask(_distributions(optuna, space))
             candidate = self.method if trial == 0 else self.method.with_settings(asked.params)
             child = run.child(label=f"{run.label} {trial + 1}/{self.trials}")
-            model = fitted(candidate, train, valid, child)
+            try:
+                model = fitted(candidate, train, valid, child)
+            except UserError as error:  # settings that do not go together: no trial, but no reason to lose the others
+                if trial == 0:
+                    raise
+                study.tell(asked, state=optuna.trial.TrialState.FAIL)
+                refused.append(str(error))
+                continue
             run._valid = valid
             value = run.validate(model)
             if child.stopped:
@@ -89,6 +97,8 @@ class Tuned(Method):
                 break
         assert best is not None
         run.notes.append(f"chosen of {self.trials} trials on validation: {best[1].method.label}")
+        if refused:
+            run.notes.append(f"{len(refused)} of the trials could not be used: {refused[0]}")
         return best[1]
 
 

@@ -109,12 +109,12 @@ class StreamTask(Task):
         return cut_by_time(events, (train, valid, test))
 
     def settle(self, model: Any, fold: Fold) -> None:
-        """A model for use goes on to the end of the log: what validated is revealed, too."""
-        if fold.valid is not None:
+        """A model of the final fold goes on to the end of the log: what validated is revealed, too."""
+        if fold.valid is not None and not len(fold.test.data.events):
             walk: Walk = fold.valid.data
-            _reveal_in(model, walk)
-        if len(fold.test.data.events):
-            _reveal_in(model, fold.test.data)
+            for events in (walk.before, walk.events):
+                if len(events):
+                    _observe(model, events)
 
     def reveal(self, model: Any, data: Dataset) -> str:
         """New events for a fitted model, which keeps them; `UserError` where they are older than what it has seen."""
@@ -184,12 +184,6 @@ def schema_at(events: Events) -> dict[str, Any]:
 def _observe(model: Any, events: Events) -> None:
     model.observe(events)
     model.schema = {**model.schema, "nodes": list(events.ids), "latest": float(events.t[-1])}
-
-
-def _reveal_in(model: Any, walk: Walk) -> None:
-    for events in (walk.before, walk.events):
-        if len(events):
-            _observe(model, events)
 
 
 def read_pairs(path: Path) -> Any:
