@@ -33,7 +33,9 @@ class Held(Exception):
 def nearest(word: str, words: Iterable[str]) -> str:
     """A hint naming the likeliest meant word, or all of them where none is near."""
     known = sorted(set(words))
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word, known, n=5, cutoff=0.6)
     if close:
-        return f"did you mean {close[0]!r}?"
+        # of words that are equally near, one with the same letters: two of them were swapped
+        likeliest = min(close, key=lambda w: (-difflib.SequenceMatcher(None, w, word).ratio(), sorted(w) != sorted(word)))
+        return f"did you mean {likeliest!r}?"
     return "known: " + ", ".join(known) if known else "none are known"
