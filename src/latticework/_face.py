@@ -53,17 +53,15 @@ class Fitted:
         given = self.data if data is None else open_data(data)
         if given is None and self.task.needs_data:
             raise UserError("this model was loaded from a file: name the data to predict")
-        kinds = (*self.task.kinds, *self.task.asks)
-        if given is not None and given.kind not in kinds:
-            raise UserError(f"{self.task.name} is for {', '.join(kinds)}, and this is {given.kind}")
+        if given is not None:
+            _expect(self.task, given, self.task.asks)
         values, part = ask(self.model, self.task, given, query)
         return Answers(values, part, self.task)
 
     def update(self, data: Any) -> str:
         """Feed a model that keeps a memory with new data, in place; says what was taken in."""
         given = open_data(data)
-        if given.kind not in self.task.kinds:
-            raise UserError(f"{self.task.name} is for {', '.join(self.task.kinds)}, and this is {given.kind}")
+        _expect(self.task, given)
         return self.task.reveal(self.model, given)
 
     def at(self, **late: Any) -> Fitted:
@@ -128,8 +126,7 @@ def fit(
     value = value.with_settings(of_method) if of_method else value
     chosen = task if isinstance(task, Task) else task_of(task) if task else _task_for(value, given)
     chosen = (chosen.with_settings(of_task) if of_task else chosen).for_data(given)
-    if given.kind not in chosen.kinds:
-        raise UserError(f"{chosen.name} is for {', '.join(chosen.kinds)}, and this is {given.kind}")
+    _expect(chosen, given)
     if tune:
         keep = [*of_method, *(registry.settings_of(method) if isinstance(method, str) else ())]
         value = tuned(suited(chosen, value), tune, keep)
@@ -138,6 +135,13 @@ def fit(
         value, given, chosen, fold=fold, seed=seed, ledger=Ledger(runs), options=options, on_log=on_log
     )  # fmt: skip
     return Fitted(model, chosen, given, run, {k: run.facts[k] for k in ("fit_s", "refs_s", "peak_bytes", "parameters")})
+
+
+def _expect(task: Task, data: Dataset, also: Sequence[str] = ()) -> None:
+    """`UserError` for data of a kind that a task is not for."""
+    kinds = (*task.kinds, *also)
+    if data.kind not in kinds:
+        raise UserError(f"{task.name} is for {', '.join(kinds)}, and this is {data.kind}")
 
 
 def _task_for(method: Method, data: Dataset) -> Task:

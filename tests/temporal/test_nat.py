@@ -86,16 +86,15 @@ def test_event_features_are_read(meetings: GivenEvents) -> None:
 # -- what a fit keeps ----------------------------------------------------------------------------------------------------
 def test_best_epoch_means_weights_and_caches_together(meetings: GivenEvents, monkeypatch: pytest.MonkeyPatch) -> None:
     """With validation values set by hand, what is given back is the state at the end of that epoch's walk, to the bit."""
-    from latticework.temporal.nat import recipe
 
     values = [0.5, 0.7, 0.7004, 0.6, 0.69, 0.9]
     ends: list[dict[str, Any]] = []
 
-    def validated(model: Any, valid: Any, run: Run) -> float:
+    def judge(run: Run, model: Any, valid: Any) -> float:
         ends.append(copy.deepcopy(model.net.state_dict()))
         return values[len(ends) - 1]
 
-    monkeypatch.setattr(recipe, "validated", validated)
+    monkeypatch.setattr(Run, "judge", judge)
     model, parts, run = fit(tiny(epochs=6), meetings)
     # .7004 is no improvement by a thousandth, so the third epoch without one is the fifth, and .9 is never reached
     assert len(ends) == 5 and run.notes == ["weights and caches of epoch 2, chosen on validation"]

@@ -18,7 +18,6 @@ from latticework.core.registry import value_of
 from latticework.core.run import Run
 from latticework.core.task import Part
 from latticework.data.events import Events, GivenEvents
-from latticework.temporal import pres
 from latticework.temporal.memory_baselines import MemoryMethod
 from latticework.temporal.pres import PRESMethod
 from latticework.temporal.stream import schema_at
@@ -103,7 +102,7 @@ def test_anchors_are_the_busiest_nodes(meetings: GivenEvents) -> None:
 
 def test_auto_takes_the_largest_batch_within_the_tolerance(meetings: GivenEvents, monkeypatch: pytest.MonkeyPatch) -> None:
     values = {20: 0.80, 40: 0.82, 80: 0.795, 160: 0.70}
-    monkeypatch.setattr(pres, "judged", lambda model, valid, run: values[model.method.batch])
+    monkeypatch.setattr(Run, "judge", lambda run, model, valid: values[model.method.batch])
     entry = f"pres(base=jodie({TINY}); batch=auto; tolerance=0.01)"
     method = entry_of(entry).with_settings({"base.batch": 20})
     model, run = fitted(method, meetings)

@@ -87,8 +87,12 @@ class Run:
         """The task's headline on the valid part; NaN where the task has none there."""
         if self.task is None or self._valid is None:
             raise UserError("this fit has no validation part to choose on; give one, or use a method that needs none")
-        answer = self.task.answer(model, self._valid.blind(), self)
-        value = self.task.value(answer, self._valid, self)
+        return self.judge(model, self._valid)
+
+    def judge(self, model: Model, valid: Part) -> float:
+        """The task's headline on a part that validates; NaN where the task has none there."""
+        assert self.task is not None
+        value = self.task.value(self.task.answer(model, valid.blind(), self), valid, self)
         return math.nan if value is None else value
 
     @property

@@ -14,12 +14,23 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from .method import Model
+    from .task import Part
+
 
 class Watch(NamedTuple):
     """What one look at the valid part found: `value` chooses (lower is better), the rest is drawn."""
 
     value: float
     curves: dict[str, float] = {}  # noqa: RUF012  (never written)
+
+
+def watched(model: Model, valid: Part, run: Run) -> Watch:
+    """A look at the task's headline on the valid part; where it has none, the look is the worst there is."""
+    value = run.judge(model, valid)
+    if math.isnan(value):
+        return Watch(math.inf)
+    return Watch(-value if run.metric.better == "higher" else value, {"valid": value})
 
 
 class Patience(NamedTuple):

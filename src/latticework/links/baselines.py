@@ -6,7 +6,6 @@ they match most newer methods on links drawn at random, and a comparison without
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
@@ -17,13 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latticework.common.readout import ReadoutModel
 from latticework.core import registry
 from latticework.core.errors import UserError
 from latticework.core.method import Backbone, Method, Model, Predictor
-from latticework.core.result import Findings
 from latticework.core.run import Run
 from latticework.core.task import Part, Task
-from latticework.core.training import Patience, Watch, minibatches
+from latticework.core.training import Patience, Watch, minibatches, watched
 from latticework.core.training import train as train_net
 from latticework.core.value import setting
 from latticework.layers.propagation import SparseOperator, WeakCache, normalised_adjacency
@@ -323,10 +322,8 @@ class LinkNetwork(Backbone):
             return total / used
 
         def look() -> Watch:
-            assert valid is not None and run.task is not None
-            model = LinkNetModel(self, schema, net)
-            value = run.task.value(run.task.answer(model, valid.blind(), run), valid, run)
-            return Watch(math.inf if value is None else -value, {} if value is None else {"valid": value})
+            assert valid is not None
+            return watched(LinkNetModel(self, schema, net), valid, run)
 
         epoch = train_net(
             net, step, run, epochs=self.epochs, optimiser=optimiser, watch=None if valid is None else look,
@@ -405,12 +402,8 @@ class SAGELinks(ConvolutionLinks):
 
 
 # -- encoders ----------------------------------------------------------------------------------------------------------------
-class LinkReadoutModel(Model):
+class LinkReadoutModel(ReadoutModel):
     """An encoder's model and a classifier of products of its vectors."""
-
-    def __init__(self, method: LinkReadout, schema: Mapping[str, Any], encoder: Any, estimator: Any) -> None:
-        self.method, self.schema, self.encoder, self.estimator = method, schema, encoder, estimator
-        self.scope = encoder.scope
 
     def predict(self, part: Part) -> Array:
         """Logits float64 [q], in blocks."""
@@ -422,22 +415,6 @@ class LinkReadoutModel(Model):
         cuts = range(0, len(i), size)
         found = [self.estimator.decision_function(vectors[i[a : a + size]] * vectors[j[a : a + size]]) for a in cuts]
         return np.concatenate(found) if found else np.zeros(0)
-
-    def state(self) -> Mapping[str, Any]:
-        inner = {f"encoder.{name}": value for name, value in self.encoder.state().items()}
-        return {**inner, "readout": self.estimator}
-
-    @classmethod
-    def restore(cls, method: Any, schema: Mapping[str, Any], state: Mapping[str, Any]) -> Self:
-        inner = {name.removeprefix("encoder."): value for name, value in state.items() if name.startswith("encoder.")}
-        encoder = type(method.encoder).model.restore(method.encoder, schema["encoder"], inner)
-        return cls(method, schema, encoder, state["readout"])
-
-    def explain(self, part: Part) -> Findings:
-        return self.encoder.explain(part)  # type: ignore[no-any-return]
-
-    def parameters(self) -> int:
-        return int(self.encoder.parameters())
 
 
 class LinkReadout(Method):

@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 from torch import Tensor
 
+from latticework.common.readout import ReadoutModel
 from latticework.core.errors import UserError
 from latticework.core.method import Encoder, Method, Model, Predictor
-from latticework.core.result import Findings
 from latticework.core.run import Run
 from latticework.core.task import Part, Task
 from latticework.core.value import setting
@@ -49,34 +49,14 @@ class EmbeddingMethod(Method):
     model: ClassVar[type[EmbeddingModel]] = EmbeddingModel
 
 
-class ReadoutModel(Model):
+class LogisticReadoutModel(ReadoutModel):
     """An encoder's model and a classifier of its vectors."""
-
-    def __init__(self, method: LogisticReadout, schema: Mapping[str, Any], encoder: Any, estimator: Any) -> None:
-        self.method, self.schema, self.encoder, self.estimator = method, schema, encoder, estimator
-        self.scope = encoder.scope
 
     def predict(self, part: Part) -> Any:
         from .baselines import full_chances
 
         vectors = np.asarray(self.encoder.embed(part))[part.query.rows]
         return full_chances(self.estimator, vectors, len(self.schema["classes"]), self.schema["multi"])
-
-    def state(self) -> Mapping[str, Any]:
-        inner = {f"encoder.{name}": value for name, value in self.encoder.state().items()}
-        return {**inner, "readout": self.estimator}
-
-    @classmethod
-    def restore(cls, method: Any, schema: Mapping[str, Any], state: Mapping[str, Any]) -> Self:
-        inner = {name.removeprefix("encoder."): value for name, value in state.items() if name.startswith("encoder.")}
-        encoder = type(method.encoder).model.restore(method.encoder, schema["encoder"], inner)
-        return cls(method, schema, encoder, state["readout"])
-
-    def explain(self, part: Part) -> Findings:
-        return self.encoder.explain(part)
-
-    def parameters(self) -> int:
-        return int(self.encoder.parameters())
 
 
 class LogisticReadout(Method):
@@ -85,7 +65,7 @@ class LogisticReadout(Method):
     name: ClassVar[str] = "logistic-readout"
     tasks: ClassVar[tuple[str, ...]] = FEATURE_TASKS
     gives: ClassVar[tuple[type[Any], ...]] = (Predictor,)
-    model: ClassVar[type[ReadoutModel]] = ReadoutModel
+    model: ClassVar[type[LogisticReadoutModel]] = LogisticReadoutModel
     encoder: Method = setting(..., "the method whose vectors are read")
     c: float = setting(0.1, "inverse of the L2 penalty, the same for all encoders", gt=0, le=1e6)
     choose_c: bool = setting(False, "choose c among 0.01, 0.1, 1, 10 on the validation part instead")
@@ -101,7 +81,7 @@ class LogisticReadout(Method):
     def refuses(self, task: Task, facts: Mapping[str, Any]) -> str | None:
         return self.encoder.refuses(task, facts)
 
-    def fit(self, train: Part, valid: Part | None, run: Run) -> ReadoutModel:
+    def fit(self, train: Part, valid: Part | None, run: Run) -> LogisticReadoutModel:
         from .baselines import fit_logistic
 
         encoder = run.model(self.encoder, train, valid)
@@ -109,12 +89,12 @@ class LogisticReadout(Method):
         x = vectors[train.query.rows]
         schema = {**train.schema, "encoder": dict(encoder.schema)}
         if not self.choose_c:
-            return ReadoutModel(self, schema, encoder, fit_logistic(x, train.truth.y, self.c))
+            return LogisticReadoutModel(self, schema, encoder, fit_logistic(x, train.truth.y, self.c))
         if valid is None:
             raise UserError("logistic-readout.choose_c needs a validation part, and this split has none")
-        best: tuple[float, ReadoutModel] | None = None
+        best: tuple[float, LogisticReadoutModel] | None = None
         for step, c in enumerate((0.01, 0.1, 1.0, 10.0)):
-            model = ReadoutModel(self.but(c=c), schema, encoder, fit_logistic(x, train.truth.y, c))
+            model = LogisticReadoutModel(self.but(c=c), schema, encoder, fit_logistic(x, train.truth.y, c))
             value = run.validate(model)
             run.log(step, valid=value)
             if best is None or value > best[0]:

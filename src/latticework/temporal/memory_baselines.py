@@ -27,7 +27,7 @@ from latticework.core.errors import UserError
 from latticework.core.method import Backbone, Model, Stream
 from latticework.core.run import Run
 from latticework.core.task import Part
-from latticework.core.training import Patience, Watch, train
+from latticework.core.training import Patience, Watch, train, watched
 from latticework.core.value import setting
 from latticework.data.events import Events
 from latticework.layers.time_code import TimeCode
@@ -345,13 +345,6 @@ class MemoryMethod(Backbone):
         return model
 
 
-def judged(model: Model, valid: Part, run: Run) -> float:
-    """The task's headline on a valid part, which it walks with a copy of the model."""
-    assert run.task is not None
-    value = run.task.value(run.task.answer(model, valid.blind(), run), valid, run)
-    return math.nan if value is None else value
-
-
 def fit_memory(
     model: MemoryModel, base: Any, part: Part, valid: Part | None, run: Run, *, penalty: Callable[[Moved], Tensor] | None = None
 ) -> int:
@@ -378,8 +371,7 @@ def fit_memory(
 
     def look() -> Watch:
         assert valid is not None
-        value = judged(model, valid, run)
-        return Watch(-value if run.metric.better == "higher" else value, {"valid": value})
+        return watched(model, valid, run)
 
     epoch = train(
         whole, step, run, epochs=base.epochs, optimiser=optimiser, watch=None if valid is None else look,

@@ -37,7 +37,7 @@ from latticework.core.value import setting
 from latticework.data.events import Events
 
 from .memory import EventBatch, Moved, advance, load_flat, missing
-from .memory_baselines import Clock, MemoryMethod, MemoryModel, Targets, Whole, fit_memory, judged
+from .memory_baselines import Clock, MemoryMethod, MemoryModel, Targets, Whole, fit_memory
 
 Array = NDArray[Any]
 BATCHES = (50, 100, 200, 400, 800, 1600)
@@ -398,7 +398,7 @@ class PRESMethod(Method):
                 seconds = (time.perf_counter() - before) / max(len(child.curve["loss"]), 1)
                 if len(rest):
                     model.observe(rest)
-                value = judged(model, valid, run)
+                value = run.judge(model, valid)
             share = float(pending_events(prefix.data.src, prefix.data.dst, batch).mean())
             found.append(Tried(batch, value, seconds, share))
             run.stopped |= child.stopped

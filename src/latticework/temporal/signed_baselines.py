@@ -15,11 +15,10 @@ from torch.nn import functional as F
 from latticework.core.method import Method, Model, Stream
 from latticework.core.run import Run
 from latticework.core.task import Part, Task
-from latticework.core.training import Patience, Watch, train
+from latticework.core.training import Patience, Watch, train, watched
 from latticework.core.value import setting
 from latticework.data.events import Events
 
-from .memory_baselines import judged
 from .signed_counts import NAMES, SignedCounts
 from .signed_memory import OUTPUTS, signed_loss
 from .signed_tasks import other_targets
@@ -438,8 +437,7 @@ class SignedGCNMethod(SignedMethod):
 
         def look() -> Watch:
             model._z = None
-            value = judged(model, valid, run)  # type: ignore[arg-type]
-            return Watch(-value if run.metric.better == "higher" else value, {"valid": value})
+            return watched(model, valid, run)  # type: ignore[arg-type]
 
         train(
             net, step, run, epochs=self.epochs, optimiser=optimiser, watch=None if valid is None else look,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
@@ -19,7 +18,7 @@ from latticework.core.method import Backbone, Method, Model, Predictor
 from latticework.core.result import Findings
 from latticework.core.run import Run
 from latticework.core.task import Part, Task
-from latticework.core.training import Watch, minibatches
+from latticework.core.training import Watch, minibatches, watched
 from latticework.core.training import train as train_net
 from latticework.core.value import setting
 from latticework.layers.propagation import WeakCache
@@ -286,12 +285,8 @@ class NCN(Method):
             return total / used
 
         def look() -> Watch:
-            assert run.task is not None and valid is not None
-            answer = run.task.answer(NCNModel(self, schema, net), valid.blind(), run)
-            value = run.task.value(answer, valid, run)
-            if value is None:
-                return Watch(math.inf)
-            return Watch(-value if run.metric.better == "higher" else value, {"valid": value})
+            assert valid is not None
+            return watched(NCNModel(self, schema, net), valid, run)
 
         epoch = train_net(net, step, run, epochs=self.epochs, optimiser=optimiser, watch=None if valid is None else look)
         if valid is not None:

@@ -237,7 +237,8 @@ class NATMethod(Backbone):
 
         def watch() -> Watch:
             assert valid is not None
-            value = validated(model, valid, run)
+            value = run.judge(model, valid)
+            value = -math.inf if math.isnan(value) else value
             past = [v for _, v in run.curve.get("valid", [])]
             return Watch(-value if better(value, past) else math.inf, {"valid": value})
 
@@ -266,13 +267,6 @@ class NATMethod(Backbone):
             optimiser.step()
             total += float(loss.detach()) * len(logits)
         return total, seen if len(src) <= most else None
-
-
-def validated(model: NATModel, valid: Part, run: Run) -> float:
-    """The task's headline on the valid part, walked by a copy of the model."""
-    assert run.task is not None
-    value = run.task.value(run.task.answer(model, valid.blind(), run), valid, run)
-    return -math.inf if value is None else value
 
 
 def better(value: float, past: list[float], tolerance: float = 1e-3) -> bool:
