@@ -19,6 +19,7 @@ NAMES = (
     "start", "table", "grid", "propagation", "fastrp", "dagnn", "adpa", "hnerv", "stitchable",
     "gradco", "lagnn", "hei", "latte", "meow", "light_hgnn", "fed_pub", "events",
     "neural_common_neighbor", "topological_concentration", "sheaf_recsys", "nat", "evolvegcn", "semba", "pres",
+    "graph_sets",
 )  # fmt: skip
 
 

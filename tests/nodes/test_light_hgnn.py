@@ -269,7 +269,7 @@ def test_fit_then_predict_from_features_alone(tmp_path: Path, command: Command) 
     mine, model, new = tmp_path / "my-hypergraph", tmp_path / "MODEL", tmp_path / "new"
     assert command("data", "export", DATA, mine)[0] == 0
     said = command("data", "check", mine)[1]
-    assert "is a hypergraph" in said and "light-hgnn-plus" in said
+    assert "of kind hypergraph" in said and "light-hgnn-plus" in said
     words = ("-s", "teacher.method=hgnn(epochs=40)", "-s", "epochs=40")
     status, said, err = command("fit", "light-hgnn-plus", mine, *words, "-o", model)
     assert status == 0, said + err

@@ -102,7 +102,7 @@ def data_check(what: Annotated[str, typer.Argument(help="A path or a name.")], s
     from ._listing import fitting
 
     given = face.dataset(what, **{k.removeprefix("data."): v for k, v in _settings(settings).items()})
-    print(f"{what} is a {given.kind}")
+    print(f"{what}: data of kind {given.kind}")
     for line in given.check():
         print(f"  {line}")
     for line in fitting(given):

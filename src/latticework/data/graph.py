@@ -632,8 +632,8 @@ class GraphFiles(GraphSet):
 
         if isinstance(given, Graph):
             return GivenGraph.hold(given)
-        # PyG's hypergraphs have an edge_index, too, of memberships
-        is_graph = hasattr(given, "edge_index") and not is_hypergraph_data(given)
+        # PyG's hypergraphs have an edge_index, too, of memberships; so have sets of graphs, but no number of nodes in their class
+        is_graph = hasattr(type(given), "num_nodes") and hasattr(given, "edge_index") and not is_hypergraph_data(given)
         return GivenGraph.hold(from_pyg(given)) if is_graph else None
 
     def read(self) -> Graph:

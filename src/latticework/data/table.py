@@ -51,7 +51,7 @@ def read_table(path: Path) -> pl.DataFrame:
         except Exception as error:
             raise UserError(f"{path} is not a readable parquet file: {error}") from None
         return _named(path, frame.with_columns(pl.all().cast(pl.Utf8).fill_null("")))
-    data = _text_bytes(path)
+    data = text_bytes(path)
     first, _, rest = data.partition(b"\n")
     separator = _separator(first.decode())
     names = next(csv.reader([first.decode().strip()], delimiter=separator))
@@ -91,7 +91,7 @@ def _unique(path: Path, names: list[str]) -> list[str]:
     return names
 
 
-def _text_bytes(path: Path) -> bytes:
+def text_bytes(path: Path) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
