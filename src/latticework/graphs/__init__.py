@@ -1,0 +1,1 @@
+"""Learning on whole graphs: classes, numbers and counts of each graph of a set."""

@@ -1,0 +1,1 @@
+"""Learning on point clouds and particles."""
