@@ -18,10 +18,29 @@ from latticework.core.grid import entry_of, task_of
 from latticework.core.run import Run
 from latticework.data.point_sets import rotations
 from latticework.points.baselines import (
-    DGCNN, EGNN, ConstantNormal, DeepSets, EdgeConv, ParticleGNN, PointNet, pca_normals,
+    DGCNN,
+    EGNN,
+    ConstantNormal,
+    DeepSets,
+    EdgeConv,
+    ParticleGNN,
+    PointNet,
+    pca_normals,
 )  # fmt: skip
 from latticework.points.network import (
-    Batch, PointBackbone, PointModel, collate, gather, inputs_of, nearest, normed, pooled, random_rotations, scaled, turn, turned,
+    Batch,
+    PointBackbone,
+    PointModel,
+    collate,
+    gather,
+    inputs_of,
+    nearest,
+    normed,
+    pooled,
+    random_rotations,
+    scaled,
+    turn,
+    turned,
 )  # fmt: skip
 from latticework.testing import check_method
 

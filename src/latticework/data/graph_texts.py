@@ -14,7 +14,7 @@ from latticework.core.ledger import write_folder
 
 from .graph import MAX_CATEGORIES
 from .graphs import Array, GraphSet, coded_classes, coded_texts, ends_of, ranges, target_names_of
-from .table import text_bytes, some
+from .table import some, text_bytes
 
 
 # -- text of numbers and words, line by line ----------------------------------------------------------------------------

@@ -94,7 +94,11 @@ class EgoSizes(Probe):
         order = np.argsort(nodes, kind="stable")
         points = [(float(nodes[g]), float(nodes[g] ** 2 / local[g])) for g in order[:: max(len(order) // 400, 1)].tolist()]
         figures = {
-            "egos by size": bars([str(r["ego size"]) for r in sizes], [float(r["egos"]) for r in sizes], "egos by size", "nodes in the ego"),  # fmt: skip
-            "global over local by graph": lines({"graphs": points}, "numbers held, global over local", "nodes of the graph", dots=True),  # fmt: skip
+            "egos by size": bars(
+                [str(r["ego size"]) for r in sizes], [float(r["egos"]) for r in sizes], "egos by size", "nodes in the ego"
+            ),
+            "global over local by graph": lines(
+                {"graphs": points}, "numbers held, global over local", "nodes of the graph", dots=True
+            ),
         }
         return Findings(scalars, {"ego sizes": sizes, "by nodes of the graph": by_size}, figures)

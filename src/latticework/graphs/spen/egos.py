@@ -69,9 +69,7 @@ def union_of(graphs: Sequence[Data]) -> Union:
             worst = edge.min() if edge.min() < 0 else edge.max()
             raise ValueError(f"graph {number}: an edge names node {int(worst)}, and its nodes are 0 to {n - 1}")
     ptr = np.concatenate([[0], np.cumsum(sizes)])
-    u, v = (
-        np.concatenate([e + p for e, p in zip(edges, ptr[:-1], strict=True)], axis=1) if edges else np.zeros((2, 0), np.int64)
-    )
+    u, v = np.concatenate([e + p for e, p in zip(edges, ptr[:-1], strict=True)], axis=1) if edges else np.zeros((2, 0), np.int64)
     A = sp.csr_array((np.ones(len(u), np.float32), (u, v)), shape=(int(ptr[-1]),) * 2)
     A.sum_duplicates()
     A.data[:] = 1
@@ -159,7 +157,9 @@ def in_order(union: Union, egos: Egos, node_label: Array, edge_label: Array) -> 
     node = egos.node.copy()
     start = np.concatenate([[0], np.cumsum(egos.size)])
     A = union.A
-    _order(start, node, A.indptr.astype(np.int64), A.indices.astype(np.int64), edge_label, node_label, int(egos.size.max(initial=1)))
+    _order(
+        start, node, A.indptr.astype(np.int64), A.indices.astype(np.int64), edge_label, node_label, int(egos.size.max(initial=1))
+    )
     return egos._replace(node=node)
 
 

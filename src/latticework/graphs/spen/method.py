@@ -89,7 +89,9 @@ class SPENMethod(GraphNetwork):
     name: ClassVar[str] = "spen"
     model: ClassVar[type[GraphModel]] = SPENModel
 
-    width: int = setting(16, "channels that each map of a layer gives; two maps stand side by side", ge=1, le=4096, search=[8, 16, 32])
+    width: int = setting(
+        16, "channels that each map of a layer gives; two maps stand side by side", ge=1, le=4096, search=[8, 16, 32]
+    )
     layers: int = setting(5, "local layers", ge=1, le=64, search=(2, 6))
     dropout: float = setting(0.5, "dropout in the head", ge=0, lt=1, search=(0.0, 0.6))
     lr: float = setting(6e-4, "learning rate", gt=0, le=1, search=(3e-4, 1e-2, "log"))

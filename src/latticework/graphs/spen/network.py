@@ -14,6 +14,7 @@ Source: "Subgraph Permutation Equivariant Networks" (arXiv 2111.11840), sections
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -192,7 +193,7 @@ class SPEN(GraphNet):
             self.norms.append(nn.ModuleList([GraphNorm(pairs), GraphNorm(nodes)] if norm == "graph" else []))
         self.read_out = nn.ModuleDict({str(m): LocalReadOut(pairs, nodes, widths[-1]) for m in self.sizes})
         steps = [2 * widths[-1], *hidden, outputs]
-        self.mlp = nn.ModuleList(nn.Linear(a, b) for a, b in zip(steps, steps[1:], strict=False))
+        self.mlp = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(steps))
         for linear in self.mlp:
             nn.init.xavier_normal_(linear.weight)  # type: ignore[arg-type]
             nn.init.constant_(linear.bias, 0.1)  # type: ignore[arg-type]
