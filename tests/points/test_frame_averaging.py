@@ -102,7 +102,7 @@ def test_nothing_else_is_refused() -> None:
 
 
 def test_networks_without_the_parts_are_named() -> None:
-    with pytest.raises(UserError, match="EGNN lacks .*: use backbone=particle-gnn"):
+    with pytest.raises(UserError, match=r"EGNN lacks .*: use backbone=particle-gnn"):
         fit_of("layerwise", backbone="egnn")
     with pytest.raises(UserError, match="a multiple of 3"):
         fit_of("layerwise", **{"backbone.width": 10})
@@ -210,13 +210,13 @@ def test_normals_of_turned_shapes(mirror: Callable[[str], Path]) -> None:
     data = open_data("cad-shapes")
     task = task_of("normal-estimation(held_out=samples; points=256; clouds=2; poses=I/I,I/SO3)").for_data(data)
     fold = task.fold(data, task.plan(data, 1)[0][0])
-    method = entry_of("frame-averaging:small").with_settings({"backbone.epochs": 6, "backbone.batch": 8})
+    method = entry_of("frame-averaging:small").with_settings({"backbone.epochs": 20, "backbone.batch": 4, "backbone.lr": 3e-3})
     run = Run(task=task, digest="", fold="a")
     with run.seeded():
         model: Any = method.fit(fold.train, None, run)
     scores = task.score(task.answer(model, fold.test.blind(), run), fold.test, run)
     found = {s.at["pose"]: s.value for s in scores if s.metric == "1-cos2" and set(s.at) == {"pose"}}
-    assert abs(found["I/I"] - found["I/SO3"]) < 1e-3 and found["I/I"] < 0.66  # a random direction has 2/3
+    assert abs(found["I/I"] - found["I/SO3"]) < 1e-3 and found["I/I"] < 0.6  # a random direction has 2/3
 
 
 def test_pairs_that_weisfeiler_leman_cannot_tell_apart(mirror: Callable[[str], Path]) -> None:

@@ -253,9 +253,9 @@ def fact_lines(clouds: Clouds) -> list[str]:
         ranges = zip(clouds.features, clouds.x.min(0), clouds.x.max(0), strict=True)  # type: ignore[union-attr]
         shown = [f"{name} {lo:g} to {hi:g}" for name, lo, hi in ranges]
         lines.append("features: " + ", ".join(shown[:8]) + (" …" if len(shown) > 8 else ""))
-    for word, count in (("class", "labelled"), ("part", "")):
-        if f.get(f"{word} sizes"):
-            shown = [f"{name} {n}" for name, n in f[f"{word} sizes"].items()]
+    for of, count in (("class", "labelled"), ("part", "")):
+        if f.get(f"{of} sizes"):
+            shown = [f"{name} {n}" for name, n in f[f"{of} sizes"].items()]
             listed = ", ".join(shown[:12]) + (" …" if len(shown) > 12 else "")
             head = f"{f[count]} labelled, {len(shown)} classes: " if count else f"{len(shown)} parts, points of each: "
             lines.append(head + listed)

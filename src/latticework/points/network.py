@@ -201,8 +201,9 @@ def normed(h: Tensor, norm: nn.Module | None, mask: Tensor | None) -> Tensor:
         return h
     if mask is None:
         return norm(h.reshape(-1, h.shape[-1])).reshape(h.shape)
+    there = h[mask]
     out = torch.zeros_like(h)
-    out[mask] = norm(h[mask])
+    out[mask] = norm(there.reshape(-1, h.shape[-1])).reshape(there.shape)
     return out
 
 

@@ -70,9 +70,14 @@ def cut_groups(groups: Sequence[str], strata: Array, shares: tuple[float, float]
         part[order[:tests]] = TEST
         part[order[tests : tests + valids]] = VALID
         spare += order[tests + valids + 1 :].tolist()
-    for share, role in ((shares[1], TEST), (shares[0], VALID)):
-        if share and not (part == role).any() and spare:
+    for share, role, other in ((shares[1], TEST, VALID), (shares[0], VALID, TEST)):
+        if not share or (part == role).any():
+            continue
+        taken = np.flatnonzero(part == other)  # small strata may all have given a group to one role and none to the other
+        if spare:
             part[spare.pop(int(rng.integers(len(spare))))] = role
+        elif len(taken) > 1:
+            part[taken[int(rng.integers(len(taken)))]] = role
     return part[of]
 
 

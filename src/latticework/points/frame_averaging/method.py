@@ -222,7 +222,7 @@ class FramedModel(Model):
         generator = torch.Generator().manual_seed(0)
         asked = [int(i) for i in part.query.rows][:most]
         for place, i in enumerate(asked):
-            batch = self.inner.method.prepared(collate([part.data[i]], self.schema))
+            batch = self.inner.method.prepared(collate([part.data[i]], self.schema), self.schema)
             gap = float(group.frame(batch.pos).gap.min())
             row: dict[str, Any] = {"cloud": str(part.query.ids[place]), "points": batch.pos.shape[1], "gap": gap}
             if place < turned:
