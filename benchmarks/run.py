@@ -19,7 +19,8 @@ NAMES = (
     "start", "table", "grid", "propagation", "fastrp", "dagnn", "adpa", "hnerv", "stitchable",
     "gradco", "lagnn", "hei", "latte", "meow", "light_hgnn", "fed_pub", "events",
     "neural_common_neighbor", "topological_concentration", "sheaf_recsys", "nat", "evolvegcn", "semba", "pres",
-    "graph_sets",
+    "graph_sets", "graph_tasks", "k_path", "spen", "learnable_monoid", "selective_scan", "graph_mamba", "points", "frame_averaging",
+    "apen",
 )  # fmt: skip
 
 

@@ -346,7 +346,7 @@ def test_columns_are_matched_by_name_and_a_category_that_is_missing_here_is_zero
     x = torch.cat([g.x for g in part.data]).numpy()
     assert (x[:, [0, 2]] == graphs.x[:, [0, 2]]).all() and (x[:, 1] == 0).all()
     strange = GivenGraphSet.hold(rings(x=graphs.x, features=("a", "b", "c")))
-    with pytest.raises(UserError, match="3 node features and 3 are missing here, first 'tag=0'; found a, b, c"):
+    with pytest.raises(UserError, match="the model needs the node features 'tag=0', 'tag=1', 'tag=2'; found a, b, c"):
         GraphClassification().ask(strange, GraphQuery(), schema)
 
 

@@ -24,7 +24,7 @@ from latticework.core.result import Metric, Score
 from latticework.core.run import Run
 from latticework.core.task import Fold, Part, Query, Task
 from latticework.core.value import Value, setting
-from latticework.data.graphs import Graphs, GraphSet, schema_of, wl_colours
+from latticework.data.graphs import Graphs, GraphSet, match_features, schema_of, wl_colours
 
 from .scenarios import deal, disturbed, drawn, generator, quantile_strata, spread, thinned
 
@@ -213,7 +213,7 @@ class GraphTask(Task):
 
     def ask(self, data: Dataset | None, query: Value, schema: Mapping[str, Any]) -> Part:
         assert isinstance(query, GraphQuery) and data is not None
-        given = match_columns(data.read(), schema)
+        given = match_features(data.read(), schema)
         rows = np.arange(len(given.sizes))
         if query.graphs == "unlabelled":
             without = np.flatnonzero(~self.known(given))
@@ -610,40 +610,6 @@ def graph_slices(given: GraphSet, train: Array) -> dict[str, tuple[Array, tuple[
         low = int(sizes.min()) if i == 0 else int(edges[i - 1]) + 1
         high = int(edges[i]) if i < len(edges) else int(sizes.max())
         names.append(f"{low}" if low >= high else f"{low}–{high}")
-    if "wl colours" not in given._cache:
-        given._cache["wl colours"] = wl_colours(given)
-    colours = given._cache["wl colours"]
+    colours = wl_colours(given, None)
     twin = np.isin(colours, np.unique(colours[train])).astype(np.int64)
     return {"nodes": (group, tuple(names)), "twin in train": (twin, ("no", "yes"))}
-
-
-def match_columns(given: GraphSet, schema: Mapping[str, Any]) -> GraphSet:
-    """The set with the model's columns of node and edge features in the model's order, matched by name.
-
-    A category that does not occur here (``tag=7``) is a column of zeros; one that the model never met has no column there.
-    """
-    from dataclasses import replace
-
-    changes: dict[str, Any] = {}
-    for word, values, found, wanted in (
-        ("node", given.x, given.features, schema["features"]),
-        ("edge", given.edge_x, given.edge_features, schema["edge_features"]),
-    ):
-        if list(found) == list(wanted):
-            continue
-        place = {name: i for i, name in enumerate(found)}
-        families = {name.partition("=")[0] for name in found if "=" in name}
-        missing = [n for n in wanted if n not in place and not ("=" in n and n.partition("=")[0] in families)]
-        if missing:
-            raise UserError(
-                f"the model was fitted with {len(wanted)} {word} features and {len(missing)} are missing here, first {missing[0]!r}; "
-                f"found {', '.join(found[:5]) or 'none'}"
-            )
-        rows = int(given.sizes.sum()) if word == "node" else given.edge_index.shape[1]
-        x = np.zeros((rows, len(wanted)), np.float32)
-        for column, name in enumerate(wanted):
-            if name in place and values is not None:
-                x[:, column] = values[:, place[name]]
-        keys = ("x", "features") if word == "node" else ("edge_x", "edge_features")
-        changes |= {keys[0]: x if len(wanted) else None, keys[1]: tuple(wanted)}
-    return replace(given, **changes, _cache={}) if changes else given
