@@ -22,7 +22,7 @@ SMALL: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 METHODS = [
     e.name for e in registry.entries("method")
-    if "node-classification" in e.facts["tasks"] and e.package == "latticework" and e.name != "logistic-readout"
+    if "node-classification" in e.facts["tasks"] and e.facts["class"].startswith("latticework.nodes.") and e.name != "logistic-readout"
 ]  # fmt: skip
 
 

@@ -647,7 +647,7 @@ class GraphSetFiles(GraphSetData):
         """A `GraphSet` made in Python, or a list of PyG ``Data`` (a PyG data set of many graphs, too)."""
         if isinstance(given, GraphSet):
             return GivenGraphSet.hold(given)
-        many = isinstance(given, list | tuple) or (hasattr(given, "__getitem__") and hasattr(given, "num_node_features"))
+        many = isinstance(given, list | tuple) or hasattr(type(given), "indices")  # a PyG data set has indices
         if not many or not len(given):
             return None
         first = given[0]
