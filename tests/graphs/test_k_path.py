@@ -208,7 +208,7 @@ def test_mistakes_are_named() -> None:
     ):
         with pytest.raises(UserError, match=words):
             entry_of(text)
-    entry_of("k-path(k=12; sampled=true)")
+    entry_of("k-path(k=12; sampled=true)"), entry_of("k-path(k=8)")
     for text, words in (
         ("counted(of=rings-and-cliques; target=star-3)", "'star-3' is no pattern"),
         ("counted(of=rings-and-cliques; target=cycle-5,cycle-5)", "different ones"),
@@ -257,7 +257,7 @@ def test_compared_under_a_scenario(tmp_path: Path, command: Command) -> None:
     open_data("rings-and-cliques(graphs=60; seed=1)").write(data)
     status, out, err = command(
         "compare", data, "-m", f"{SMALL},contrast(backbone={SMALL})", "-s", "task.scenario=few-shot", "-s", "task.labels=10",
-        "--repeats", "2", "--runs", tmp_path / "runs", "-o", tmp_path / "board.csv",
+        "--repeats", "1", "--classic", "0", "--runs", tmp_path / "runs", "-o", tmp_path / "board.csv",
     )  # fmt: skip
     assert status == 0, out + err
     rows = pl.read_csv(tmp_path / "board.csv")

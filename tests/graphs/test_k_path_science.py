@@ -315,22 +315,35 @@ def test_strongly_regular_graphs_stay_one_class_up_to_k_4(mirror: Callable[[str]
         assert len(np.unique(rooted_colours(simple, ptr, k, outer=3))) == 1
 
 
-def gaps(k: int, graphs: int = 40) -> Any:
-    """L1 distance of the vectors of each pair of EXP-pyg under a network of random weights, float64."""
-    found: Any = open_data("graph-separation:exp-pyg").read().take(np.arange(graphs))
+def vectors(name: str, k: int, graphs: int = 40) -> Tensor:
+    """The vectors [G, h] of the first graphs of a set under a network of random weights, float64."""
+    found: Any = open_data(f"graph-separation:{name}").read().take(np.arange(graphs))
+    columns = 1 if found.x is None else found.x.shape[1]
     torch.manual_seed(0)
-    net = KPathNet(found.x.shape[1], 8, k, 16).double().eval()
+    net = KPathNet(columns, 8, k, 16).double().eval()
     data = rooted_data(found.graphs(), Counting(k))
     for item in data:
-        item.x, item.path_labels = item.x.double(), item.path_labels.double()
+        item.x = torch.ones(item.num_nodes, 1).double() if found.x is None else item.x.double()
+        item.path_labels = item.path_labels.double()
     with torch.no_grad():
-        z = net.encode(Packed(data).batch(torch.arange(graphs)))
-    return (z[::2] - z[1::2]).abs().sum(1)
+        return net.encode(Packed(data).batch(torch.arange(graphs)))
 
 
-def test_random_weights_tell_apart_what_the_colours_do(mirror: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize(("name", "left"), [("exp-pyg", {2: 20, 3: 0}), ("cexp", {2: 10, 3: 0})])
+def test_random_weights_tell_apart_what_the_colours_do(name: str, left: dict[int, int], mirror: Callable[[str], Path]) -> None:
     mirror("graph-separation")
-    assert float(gaps(2).max()) < 1e-9 and float(gaps(3).min()) > 1e-6
+    simple, ptr, tags = separation(name, 40)
+    for k, same in left.items():
+        colours = rooted_colours(simple, ptr, k, tags, inner=2, outer=2)
+        z = vectors(name, k)
+        gap, equal = (z[::2] - z[1::2]).abs().sum(1).numpy(), colours[::2] == colours[1::2]
+        assert np.array_equal(gap < 1e-9, equal) and (gap[~equal] > 1e-6).all() and int(equal.sum()) == same
+
+
+def test_random_weights_do_not_tell_strongly_regular_graphs_apart(mirror: Callable[[str], Path]) -> None:
+    mirror("graph-separation")
+    z = vectors("sr251256", 3, 15)
+    assert float((z - z[0]).abs().sum(1).max()) < 1e-8 * float(z[0].abs().sum())
 
 
 def test_a_marked_root_is_not_enough_for_the_pairs_of_exp(mirror: Callable[[str], Path]) -> None:
@@ -549,6 +562,26 @@ def test_chances_of_being_dropped() -> None:
     )
     deviation = float((found * (1 - found)).sum().sqrt()) / np.sqrt(1000)
     assert abs(float(gone.sum(1).double().mean()) - float(found.sum())) < 3 * deviation
+
+
+@given(st.integers(0, 2**31), st.sampled_from([0.0, 0.2, 0.3, 0.9]))
+@settings(max_examples=40, deadline=None)
+def test_chances_hold_within_each_graph(seed: int, p: float) -> None:
+    """None above p_max, less for a more important edge, none for the most important; the mean is p unless one is cut."""
+    g = torch.Generator().manual_seed(seed)
+    graph = torch.randint(0, 4, (30,), generator=g)
+    a = torch.rand(30, generator=g, dtype=torch.float64)
+    found = drop_chances(a, graph, 5, p)  # the last graph has no edge
+    for i in range(4):
+        mine, chance = a[graph == i], found[graph == i]
+        if len(mine) < 2:
+            continue
+        assert float(chance[mine.argmax()]) == 0 and float(chance.min()) >= 0 and float(chance.max()) <= 0.7
+        assert bool((chance[mine.argsort()].diff() <= 0).all())
+        mean = float(chance.mean())
+        assert mean <= p + 1e-6 and (float(chance.max()) == 0.7 or mean == pytest.approx(p, abs=1e-6))
+        alone = drop_chances(mine, torch.zeros(len(mine), dtype=torch.int64), 1, p)
+        torch.testing.assert_close(alone, chance, rtol=0, atol=1e-12)
 
 
 def test_straight_through_is_hard_forwards_and_soft_backwards() -> None:

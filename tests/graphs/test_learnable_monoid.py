@@ -276,8 +276,8 @@ def test_as_typed(tmp_path: Path, command: Callable[..., tuple[int, str, str]], 
     monkeypatch.chdir(tmp_path)
     small = [f"-s{w}" for w in ("width=8", "steps=4", "look=2")]
     status, out, err = command(
-        "compare", "second-minimum", "-m", "set-net:lcm,set-net:gru,set-net:sum,set-net:max", "--repeats", "1", "-s", "data.sets=100",
-        "-s", "task.tests=10", "--runs", tmp_path / "runs", *small,
+        "compare", "second-minimum", "-m", "set-net:lcm,set-net:gru,set-net:sum,set-net:max", "--repeats", "1", "--classic", "0",
+        "-s", "data.sets=100", "-s", "task.tests=10", "--runs", tmp_path / "runs", *small,
     )  # fmt: skip
     assert status == 0 and "median" in out and "set-net(" in out, out + err
     assert command("data", "export", "second-minimum", "mine", "-s", "sets=80")[0] == 0
@@ -290,6 +290,6 @@ def test_as_typed(tmp_path: Path, command: Callable[..., tuple[int, str, str]], 
     assert status == 0 and "mae" in out, out + err
     status, out, err = command(
         "compare", "neighbour-second-minimum", "-m", "graph-net:lcm,graph-net:sum", "-s", "task=node-regression", "--repeats", "1",
-        "-s", "data.graphs=4", "-s", "data.nodes=10", "-s", "task.tests=2", "-s", "epochs=1", "--runs", tmp_path / "runs",
+        "--classic", "0", "-s", "data.graphs=4", "-s", "data.nodes=10", "-s", "task.tests=2", "-s", "epochs=1", "--runs", tmp_path / "runs",
     )  # fmt: skip
     assert status == 0 and "graph-net" in out, out + err

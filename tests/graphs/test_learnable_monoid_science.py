@@ -166,6 +166,18 @@ def test_empty_and_single() -> None:
         LCMAggregation(4, 4, project=False)(x[:0], torch.zeros(0, dtype=torch.int64), dim_size=2)
 
 
+def test_parameters_are_reset_to_a_fresh_start() -> None:
+    for fold in (LearnableMonoid(3, 4, learn_identity=True), LearnableMonoid(3, 4, op="mlp"), RecurrentAggregation(3, 4)):
+        before = [p.detach().clone() for p in fold.parameters()]
+        with torch.no_grad():
+            for p in fold.parameters():
+                p.fill_(7.0)
+        fold.reset_parameters()
+        for p, old in zip(fold.parameters(), before, strict=True):
+            assert not bool((p == 7).any()) and float(p.detach().abs().max()) <= 1.5 * float(old.abs().max())
+    assert float(LearnableMonoid(3, 4, learn_identity=True).e.detach().abs().max()) == 0
+
+
 def test_the_gradient_of_a_large_set_is_finite() -> None:
     fold = LearnableMonoid(8, 16)
     x = torch.randn(1024, 8, requires_grad=True)

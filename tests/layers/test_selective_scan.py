@@ -156,8 +156,8 @@ def block(bidirectional: bool = True, **more: Any) -> BidirectionalMamba:
 
 def test_tied_directions_turn_with_the_sequence() -> None:
     net, x = block().tie(), torch.randn(2, 9, 6, dtype=torch.float64)
-    assert float((net(x.flip(1)) - net(x).flip(1)).abs().max()) < 1e-12
-    assert float((block()(x.flip(1)) - block()(x).flip(1)).abs().max()) > 1e-3
+    assert float((net(x.flip(1)) - net(x).flip(1)).detach().abs().max()) < 1e-12
+    assert float((block()(x.flip(1)) - block()(x).flip(1)).detach().abs().max()) > 1e-3
     loose, tied = (sum(p.numel() for p in m.parameters()) for m in (block(), net))
     assert loose - tied == sum(p.numel() for p in net.onward.parameters())
 
@@ -168,7 +168,7 @@ def test_one_direction_is_causal_and_two_are_not() -> None:
     other[:, 8:] = torch.randn(1, 4, 6, dtype=torch.float64)
     causal, both = block(False), block()
     assert torch.equal(causal(x)[:, :8], causal(other)[:, :8])
-    assert float((both(x) - both(other))[:, :8].abs().max()) > 1e-6
+    assert float((both(x) - both(other)).detach()[:, :8].abs().max()) > 1e-6
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
@@ -181,9 +181,9 @@ def test_padding_and_batch_order_of_the_block(bidirectional: bool) -> None:
         mask = torch.zeros(wide.shape[:2], dtype=torch.bool)
         mask[:, front : front + 7] = True
         got = net(wide, mask)
-        assert float((got[:, front : front + 7] - y).abs().max()) < 1e-12
+        assert float((got[:, front : front + 7] - y).detach().abs().max()) < 1e-12
         assert torch.equal(got[~mask], wide[~mask])
-    assert float((net(x[[2, 0, 1]]) - y[[2, 0, 1]]).abs().max()) < 1e-12
+    assert float((net(x[[2, 0, 1]]) - y[[2, 0, 1]]).detach().abs().max()) < 1e-12
     torch.testing.assert_close(net(x, backend="torch"), y, rtol=0, atol=1e-10)
 
 
@@ -237,3 +237,26 @@ def test_mistakes_are_named() -> None:
         block()(torch.zeros(1, 9, 5, dtype=torch.float64))
     with pytest.raises(ValueError, match="1 or more"):
         SelectiveSSM(4, 0)
+
+
+def test_a_direction_equals_the_block_of_mambapy() -> None:
+    """The same weights in another's block of the same paper give the same answers and gradients."""
+    mamba = pytest.importorskip("mambapy.mamba")
+    torch.manual_seed(0)
+    theirs = mamba.MambaBlock(mamba.MambaConfig(d_model=8, n_layers=1, d_state=4))
+    ours = SelectiveSSM(8, 16, state=4)
+    with torch.no_grad():
+        ours.enter.weight.copy_(theirs.in_proj.weight)
+        ours.conv.copy_(theirs.conv1d.weight[:, 0].flip(1).T)
+        ours.conv_bias.copy_(theirs.conv1d.bias)
+        ours.choose.weight.copy_(theirs.x_proj.weight)
+        ours.step.weight.copy_(theirs.dt_proj.weight)
+        ours.step.bias.copy_(theirs.dt_proj.bias)
+        ours.A_log.copy_(theirs.A_log)
+        ours.D.copy_(theirs.D)
+    x = torch.randn(2, 21, 8)
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    y, wanted = ours(a) @ theirs.out_proj.weight.T.detach(), theirs(b)
+    assert far(y, wanted) < 1e-5
+    y.square().sum().backward(), wanted.square().sum().backward()
+    assert a.grad is not None and b.grad is not None and far(a.grad, b.grad) < 1e-5

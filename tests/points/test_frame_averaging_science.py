@@ -179,6 +179,32 @@ def test_one_drawn_element_is_an_unbiased_estimate() -> None:
     assert seen == [2, 16]
 
 
+def test_elements_in_pieces_give_the_same_answer() -> None:
+    """In eval mode without gradients alone; every row goes through once."""
+
+    class Counted(Net):
+        rows: tuple[int, ...] = ()
+
+        def forward(self, *X: Tensor) -> Any:
+            self.rows = (*self.rows, len(X[0]))
+            found = super().forward(*X)
+            return found, found.mean((1, 2))
+
+    net, X = Counted(norm=True).double(), points()
+    whole = FrameAveraging(net, E3(), ("points", "invariant"))
+    pieces = FrameAveraging(net, E3(), ("points", "invariant"), at_once=7)
+    for average in (whole, pieces):
+        average(X)
+        average.eval()(X)
+    with torch.no_grad():
+        wanted, found = whole(X), pieces(X)
+    assert net.rows == (24, 24, 24, 24, 24, 7, 7, 7, 3)
+    for a, b in zip(wanted, found, strict=True):
+        assert a.shape == b.shape and (a - b).abs().max() < 1e-12
+    with pytest.raises(ValueError, match="at least 1"):
+        FrameAveraging(net, E3(), at_once=0)
+
+
 def test_padding_in_weights_changes_nothing() -> None:
     class Masked(nn.Module):
         def __init__(self) -> None:

@@ -87,7 +87,7 @@ def _check_alive(fn: Callable[..., Any], pairs: Sequence[tuple[str, Tensor]], ge
             return X
         noise = torch.randn(X.shape, generator=generator, dtype=torch.float64).to(X)
         if kind == "graph":
-            noise = (noise + noise.mT) / 2
+            noise = (noise + noise.transpose(1, 2)) / 2
         return X + noise * X.std().clamp(min=0.1)
 
     def flat(out: Any) -> Tensor:

@@ -323,6 +323,11 @@ class LearnableMonoid(OrderedAggregation):
         self.penalty: Tensor | None = None
         self._tree: Tree | None = None
 
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        with torch.no_grad():
+            self.e.zero_()
+
     def tree(self, counts: Tensor) -> Tree:
         """The trees of these counts; those of the last ones are kept, as a graph is seen again and again."""
         kept = self._tree

@@ -329,7 +329,8 @@ def edge_channels(graphs: Sequence[Data], union: Union) -> Array:
     A = union.A
     if not graphs or graphs[0].edge_attr is None:
         return np.zeros((A.nnz, 0), np.float32)
-    given = np.concatenate([g.edge_attr.numpy().reshape(g.edge_index.shape[1], -1) for g in graphs])
+    carried = [g.edge_attr.numpy() for g in graphs]
+    given = np.concatenate([a[:, None] if a.ndim == 1 else a for a in carried])  # a graph without an edge has [0, D]
     u, v = np.concatenate([g.edge_index.numpy() + p for g, p in zip(graphs, union.ptr[:-1], strict=True)], axis=1)
     nodes = int(union.ptr[-1])
     place = np.searchsorted(np.repeat(np.arange(nodes), np.diff(A.indptr)) * nodes + A.indices, u * nodes + v)

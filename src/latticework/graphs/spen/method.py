@@ -104,10 +104,17 @@ class SPENMethod(GraphNetwork):
     cap: int | str = setting("p90", "largest ego size with weights of its own; pK: the K-th percentile of the train part's sizes")
     max_ego: int = setting(200, "an ego with more nodes is an error", ge=1, le=100_000)
     hidden: tuple[int, ...] = setting((256, 128), "widths of the head's hidden layers")
-    norm: Literal["graph", "none"] = setting("graph", "GraphNorm after each layer, or none")
+    norm: Literal["graph", "none"] = setting(
+        "graph", "GraphNorm after each layer (over all pairs of the graph, so it also knows how many there are), or none"
+    )
     share: bool = setting(True, "compute egos with equal input once in the first layer; false: a control that costs time alone")
 
     _cap = field_validator("cap")(checked_cap)
+
+    @field_validator("hidden", mode="before")
+    @classmethod
+    def _one_width(cls, given: Any) -> Any:
+        return (given,) if isinstance(given, int) else given
 
     @field_validator("hidden")
     @classmethod

@@ -170,7 +170,9 @@ class SPEN(GraphNet):
 
     T2 starts with the normalised adjacency ``D^-1/2 A D^-1/2``, x on the diagonal, and the edges' features: 1 + F + D channels.
     ``norm="none"`` leaves out GraphNorm: then a disjoint union as one graph has the mean of its parts' vectors, weighted by their
-    egos, and the vector of a graph is a sum over its egos in every layer. ``ValueError`` for no layer, no size, or an unknown norm.
+    egos. GraphNorm over pairs says more than the egos do: its mean runs over all pairs of the graph, so it knows how many there are.
+    A ring of 8 and two rings of 4 have equal egos for one hop, but 40 and 32 pairs, and are told apart by that alone.
+    ``ValueError`` for no layer, no size, or an unknown norm.
     """
 
     def __init__(

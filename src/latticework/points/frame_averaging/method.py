@@ -25,7 +25,7 @@ from latticework.core.value import setting
 from latticework.layers.frames import GAP, Motions, Sn, equivariance_error, frame_size, group_of
 
 from ..baselines import charge_products, pairs_of
-from ..network import PointBackbone, collate
+from ..network import POINTS_AT_ONCE, PointBackbone, collate
 from .graphs import FramedGraphs, add_frames
 from .wrapper import FrameAveraging, LayerwiseFrameAveraging, LocalVectors
 
@@ -76,6 +76,7 @@ class FramedPoints(PointBackbone):
             pos = pos.masked_fill(~mask[..., None], 0.0)
         if self.local is not None:
             turning.insert(0, self.local(pos, mask))
+        self.average.at_once = max(1, POINTS_AT_ONCE // max(pos.shape[1], 1))
         both = torch.cat(turning, 2) if turning else None
         found: Tensor = self.average(pos, both, rest, mask, weights=None if mask is None else mask.to(pos.dtype))
         assert self.average.last_gap is not None

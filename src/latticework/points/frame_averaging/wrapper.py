@@ -40,6 +40,8 @@ class FrameAveraging(nn.Module):
                 in the singular for one a cloud ([B, d]); for S_n "nodes" for rows that move with the nodes
     samples     elements that are averaged: none for all; k: drawn for each cloud at each call (an unbiased estimate)
     train_samples   the same while training; 1 trains at the cost of the bare network
+    at_once     in eval mode without gradients, so many clouds (an element of a cloud counts as one) go through phi at a time: saves memory,
+                and time where one batch of all would not fit a cache; none: all as one batch. phi must then answer each by itself
     degenerate  what a frame gap below 1e-6 does: "warn", "error", "ignore"; `last_gap` [B] holds the gaps of the last call
     same_dropout    `nn.Dropout` modules of phi draw one mask for all elements of a cloud, without which training mode is not
                     equivariant (a dropout that phi calls as a function cannot be seen: switch it off)
@@ -54,7 +56,8 @@ class FrameAveraging(nn.Module):
 
     def __init__(
         self, backbone: nn.Module, group: Any, output: str | Sequence[str] = "invariant", inputs: Sequence[str] | None = None, *,
-        samples: int | None = None, train_samples: int | None = None, degenerate: Degenerate = "warn", same_dropout: bool = True,
+        samples: int | None = None, train_samples: int | None = None, at_once: int | None = None, degenerate: Degenerate = "warn",
+        same_dropout: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
         self.backbone, self.group = backbone, group
@@ -64,12 +67,12 @@ class FrameAveraging(nn.Module):
         for kind in (*self.output, *(self.inputs or ())):
             if kind not in KINDS:
                 raise ValueError(f"{kind!r} is no kind of tensor; there are {', '.join(KINDS)}")
-        for number in (samples, train_samples):
+        for number in (samples, train_samples, at_once):
             if number is not None and number < 1:
                 raise ValueError(f"at least 1 element is averaged, not {number}; None takes all")
         if degenerate not in ("warn", "error", "ignore"):
             raise ValueError(f"degenerate is warn, error or ignore, not {degenerate!r}")
-        self.samples, self.train_samples = samples, train_samples
+        self.samples, self.train_samples, self.at_once = samples, train_samples, at_once
         self.degenerate, self.same_dropout = degenerate, same_dropout
         self.last_gap = None
 
@@ -84,13 +87,27 @@ class FrameAveraging(nn.Module):
         self._look_at(frame.gap)
         seen = [frame.batch(v, kind) if isinstance(v, Tensor) else v for v, kind in zip(given, kinds, strict=True)]
         with self._shared_dropout(frame):
-            out = self.backbone(*seen)
-        answers = (out,) if isinstance(out, Tensor) else tuple(out)
+            answers = self._answers(seen, frame.elements)
         if len(answers) != len(self.output):
             raise ValueError(f"the network gives {len(answers)} answers, output names {len(self.output)} kinds")
         found = [frame.unbatch(z, kind) for z, kind in zip(answers, self.output, strict=True)]
         found = [v.squeeze(0) for v in found] if lone else found
         return found[0] if self.single else tuple(found)
+
+    def _answers(self, seen: Sequence[Any], rows: int) -> tuple[Tensor, ...]:
+        """The network's answers to all elements, in pieces where that is asked for and allowed."""
+
+        def call(*given: Any) -> tuple[Tensor, ...]:
+            out = self.backbone(*given)
+            return (out,) if isinstance(out, Tensor) else tuple(out)
+
+        step = self.at_once
+        if step is None or step >= rows or self.training or torch.is_grad_enabled():
+            return call(*seen)
+        pieces = [
+            call(*(v[start : start + step] if isinstance(v, Tensor) else v for v in seen)) for start in range(0, rows, step)
+        ]
+        return tuple(torch.cat(some) for some in zip(*pieces, strict=True))
 
     def frame(self, *given: Any, weights: Tensor | None = None) -> Frame | Orderings:
         """The elements that a call with these (batched) arguments averages over."""

@@ -1,0 +1,162 @@
+"""The bound, measured: how far a layer's answer moves when the true parts do, beside what its partition gets wrong."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latticework.core.dataset import Dataset
+from latticework.core.errors import UserError
+from latticework.core.method import Ref
+from latticework.core.probe import Probe
+from latticework.core.result import Findings
+from latticework.core.run import Run
+from latticework.core.svg import picture
+from latticework.core.value import setting
+from latticework.data.points import Clouds
+
+from ..network import Batch, scaled
+from ..part_tasks import PartSegmentation
+from .network import PiecewiseLayer, motion_of_parts
+from .partition import impure
+
+
+def random_partition(X: Tensor, truth: Tensor, generator: torch.Generator) -> Tensor:
+    """A soft partition W float64 [n, k] of points X [n, 3] with true parts int64 [n]: cells of random points, of which those over two
+    true parts are cut with a probability of the draw's own, mixed with the even assignment by e, 1e-4 to .5: W = (1 - e) Z + e / k.
+    """
+    n = len(X)
+    cells = int(torch.randint(4, 60, (1,), generator=generator))
+    chosen = torch.randperm(n, generator=generator)[: min(cells, n)]
+    part = torch.cdist(X, X[chosen]).argmin(1)
+    often = float(torch.rand(1, generator=generator))
+    cut = torch.rand(len(chosen), generator=generator) < often
+    number = torch.where(cut[part], part * (int(truth.max()) + 2) + truth + 1, part * (int(truth.max()) + 2))
+    _, part = torch.unique(number, return_inverse=True)
+    k = int(part.max()) + 1
+    e = 10 ** (-4 + 3.7 * float(torch.rand(1, generator=generator)))
+    Z = torch.nn.functional.one_hot(part, k).to(X.dtype)
+    return (1 - e) * Z + e / k
+
+
+def measured_error(
+    layer: PiecewiseLayer, X: Tensor, normals: Tensor, truth: Tensor, W: Tensor, generator: torch.Generator, far: float = 1.0
+) -> float:
+    """Mean distance of the layer's seeds from where they should be, after a random motion of each true part; W moves with the points.
+
+    X [n, 3], normals [n, b, 3] (b = 0: none), truth int64 [n] of 0 or more, W [n, k].
+    """
+    R, t = motion_of_parts(truth, generator, far, reflect=layer.frames == 8)
+    R, t = R.to(X)[truth], t.to(X)[truth]
+
+    def moved(points: Tensor) -> Tensor:
+        return (R @ points[..., None])[..., 0] + t
+
+    none = X.new_zeros(len(X), layer.phi.stages[0].in_features - 3 * (layer.near + normals.shape[1]))
+    with torch.no_grad():
+        before = layer.soft(X, none, normals, W).seeds
+        after = layer.soft(moved(X), none, normals @ R.mT, W).seeds
+    return float((after - moved(before)).norm(dim=1).mean())
+
+
+class PiecewiseEquivariance(Probe):
+    """The error of a layer under motions of the true parts against its bound, uncertainty + impure, over random soft partitions.
+
+    Each draw takes a cloud with part labels, scaled to root mean square 1, a random soft partition of it and a random motion of E(3)
+    for each true part; ``uncertainty`` is the mean of 1 - max_j W_ij, ``impure`` the share of points in parts that hold two true ones. The layer is
+    the first of `net` (a fitted apen), or an untrained one, drawn anew for each draw.
+    """
+
+    name: ClassVar[str] = "piecewise-equivariance"
+    kinds: ClassVar[tuple[str, ...]] = ("points",)
+    net: Ref = setting(Ref(), "a fitted apen: net.saved=MODEL, or net.method=apen, fitted here; left out: untrained layers")
+    partitions: int = setting(200, "draws", ge=3, le=100_000)
+    points: int = setting(256, "of each cloud, drawn at random", ge=8, le=100_000)
+    far: float = setting(1.0, "how far parts are shifted; a cloud's root mean square is 1", ge=0, le=1000)
+    frames: int = setting(8, "of an untrained layer: 8 or 4", ge=4, le=8)
+
+    def measure(self, data: Dataset | None, run: Run) -> Findings:
+        if data is None:
+            raise UserError("piecewise-equivariance needs clouds with part labels")
+        clouds: Clouds = data.read()
+        if clouds.parts is None or not len(clouds.part_names):
+            raise UserError("piecewise-equivariance needs part labels: a column part (or -s data.label=NAME)")
+        if self.frames not in (4, 8):
+            raise UserError(f"piecewise-equivariance: {self.frames} frames; there are 8 (E(3)) or 4 (SE(3))")
+        fitted = self.fitted(data, run)
+        rows: list[dict[str, Any]] = []
+        for number in range(self.partitions):
+            generator = run.generator(f"partition {number}")
+            i = int(torch.randint(len(clouds), (1,), generator=generator))
+            one = clouds.cloud(i)
+            keep = np.flatnonzero(one["parts"] >= 0)
+            keep = keep[torch.randperm(len(keep), generator=generator)[: self.points].numpy()]
+            if len(keep) < 4:
+                continue
+            pos = torch.from_numpy(one["xyz"][keep].astype(np.float64))[None]
+            X = scaled(Batch(pos, None, None)).pos[0]
+            truth = torch.from_numpy(one["parts"][keep])
+            with_normals = "normals" in one and (fitted is None or fitted[1])
+            normals = X.new_zeros(len(X), 0, 3)
+            if with_normals:
+                normals = torch.from_numpy(one["normals"][keep].astype(np.float64))[:, None]
+            layer = self.untrained(normals.shape[1], generator) if fitted is None else fitted[0]
+            W = random_partition(X, truth, generator)
+            error = measured_error(layer, X, normals, truth, W, generator, self.far)
+            u, p = float((1 - W.amax(1)).mean()), float(impure(W.argmax(1), truth).mean())
+            rows.append(
+                {"cloud": clouds.ids[i], "parts": W.shape[1], "error": error, "uncertainty": u, "impure": p, "bound": u + p}
+            )
+            run.log(number, error=error)
+        return self.findings(rows)
+
+    def untrained(self, vectors: int, generator: torch.Generator) -> PiecewiseLayer:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
+            return PiecewiseLayer(0, vectors, 8, 8, self.frames, widths=(32, 32, 64), head=(64, 32)).double()
+
+    def fitted(self, data: Dataset, run: Run) -> tuple[PiecewiseLayer, bool] | None:
+        """The first layer of a fitted model, in float64, and whether it reads normals."""
+        import copy
+
+        from .recipe import APENModel
+
+        if self.net.method is None and self.net.saved is None and self.net.net is None:
+            return None
+        ref = self.net
+        if ref.method is not None and ref.task is None:
+            task = PartSegmentation().for_data(data)
+            ref = ref.but(task=task, data=ref.data or data)
+        model = run.model(ref, None)  # type: ignore[arg-type]
+        if not isinstance(model, APENModel):
+            raise UserError("piecewise-equivariance: net must be a fitted apen (net.method=apen or net.saved=MODEL)")
+        if model.schema["features"]:
+            raise UserError(
+                "piecewise-equivariance: the model reads further columns of the points; fit one on points and normals"
+            )
+        return copy.deepcopy(model.net.blocks[0]).double(), "normal" in model.schema["vectors"]  # type: ignore[return-value]
+
+    def findings(self, rows: list[dict[str, Any]]) -> Findings:
+        from scipy.stats import spearmanr
+
+        if len(rows) < 3:
+            raise UserError("piecewise-equivariance: fewer than 3 clouds have 4 labelled points or more")
+        columns = {key: np.array([r[key] for r in rows]) for key in ("error", "uncertainty", "impure", "bound")}
+        rank = spearmanr(columns["error"], columns["bound"])[0]
+        ratio = columns["error"] / np.maximum(columns["bound"], 1e-12)
+        scalars: dict[str, Any] = {
+            "Spearman of error and bound": float(rank) if np.isfinite(rank) else None,
+            "error": float(columns["error"].mean()), "uncertainty": float(columns["uncertainty"].mean()),
+            "impure": float(columns["impure"].mean()), "largest error over bound": float(ratio.max()),
+        }  # fmt: skip
+
+        def draw(axes: Any) -> None:
+            axes.scatter(columns["bound"], columns["error"], s=6, color="#3b6ea5")
+            axes.set_xlabel("uncertainty + impure")
+
+        return Findings(
+            scalars, {"partitions": rows}, {"error by bound": picture(draw, "error of a layer under motions of the parts")}
+        )
