@@ -98,7 +98,7 @@ def test_draws_are_late_and_repeat() -> None:
 
 def test_a_saved_model_answers_the_same(tmp_path: Path) -> None:
     model, fold, task, run = fit_of()
-    save_model(tmp_path / "model", model, task=task)
+    save_model(model, tmp_path / "model")
     again = load_model(tmp_path / "model")
     assert np.array_equal(task.answer(again, fold.test.blind(), run), task.answer(model, fold.test.blind(), run))
 
@@ -119,9 +119,9 @@ def test_the_bound_is_drawn() -> None:
 
 
 def test_seeds_learn_where_parts_are() -> None:
-    _, _, _, run = fit_of(entry=f"apen({TINY.replace('epochs=2', 'epochs=8')}; lr=0.003)")
+    _, _, _, run = fit_of(entry=f"apen({TINY.replace('epochs=2', 'epochs=40')}; lr=0.01)")
     losses = [v for _, v in run.curve["loss"]]
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
 
 
 def test_pieces_of_a_part_are_told_apart() -> None:
