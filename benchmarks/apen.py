@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
+from timing import medians
 from torch import Tensor
 
 from latticework.points.apen.network import APEN, PiecewiseLayer, views
@@ -15,18 +14,6 @@ from latticework.points.apen.partition import em, partition
 
 N, COMPONENTS = 2048, 40
 WORDS = "the same network with one frame of the whole cloud"
-
-
-def medians(work: dict[str, Callable[[], Any]], rounds: int = 5) -> dict[str, float]:
-    """Seconds of each, taken in turn, so that what else the machine does falls on all of them alike."""
-    taken: dict[str, list[float]] = {name: [] for name in work}
-    for r in range(rounds + 1):
-        for name, call in work.items():
-            before = time.perf_counter()
-            call()
-            if r:
-                taken[name].append(time.perf_counter() - before)
-    return {name: float(np.median(t)) for name, t in taken.items()}
 
 
 def body(n: int, b: int = 1) -> Tensor:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from timing import medians
 from torch import Tensor, nn
 
 from latticework.layers.frames import E3, SE3, SO3, Motions, Sn
@@ -16,19 +16,6 @@ from latticework.points.frame_averaging import FrameAveraging
 from latticework.points.frame_averaging.method import FramedLayers, FramedPoints
 
 B, N = 32, 1024
-ROUNDS = 5
-
-
-def medians(work: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, float]:
-    """Seconds of each, taken in turn, so that what else the machine does falls on all of them alike."""
-    taken: dict[str, list[float]] = {name: [] for name in work}
-    for r in range(rounds + 1):
-        for name, call in work.items():
-            before = time.perf_counter()
-            call()
-            if r:
-                taken[name].append(time.perf_counter() - before)
-    return {name: float(np.median(t)) for name, t in taken.items()}
 
 
 def pointnet() -> PointNet:

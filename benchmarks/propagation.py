@@ -9,38 +9,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from timing import medians, timed
 from torch import Tensor
 
 from latticework.layers.propagation import SparseOperator, adjacency, normalise, threads
 
 NODES, EDGES, WIDTH, ROUNDS = 100_000, 1_000_000, 64, 15
 GROWTH = (10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000)
-
-
-def timed(rivals: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, list[float]]:
-    """Seconds of each call and round; two rounds to warm up, and the order turns from round to round."""
-    names = list(rivals)
-    taken: dict[str, list[float]] = {name: [] for name in names}
-    for i in range(rounds + 2):
-        for name in names[i % len(names) :] + names[: i % len(names)]:
-            start = time.perf_counter()
-            rivals[name]()
-            seconds = time.perf_counter() - start
-            if i >= 2:
-                taken[name].append(seconds)
-    return taken
-
-
-def medians(rivals: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
-    """Median seconds of each call."""
-    return {name: float(np.median(values)) for name, values in timed(rivals, rounds).items()}
 
 
 def uniform(n: int, m: int, seed: int = 0) -> np.ndarray:

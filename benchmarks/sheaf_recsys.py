@@ -6,12 +6,11 @@ library's symmetric product, and as PyG gives it (`torch_geometric.nn.models.Lig
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
+from timing import medians
 from torch_geometric.nn.models import LightGCN as PyGLightGCN
 
 from latticework.core.dataset import open_data
@@ -19,23 +18,6 @@ from latticework.core.grid import entry_of, task_of
 from latticework.links.recommendation_baselines import Pairs, PairSampler, bpr_loss
 
 LAYERS, WIDTH, BATCH = 3, 64, 1024
-
-
-def once(work: Callable[[], None]) -> float:
-    before = time.perf_counter()
-    work()
-    return time.perf_counter() - before
-
-
-def medians(works: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """The median seconds of each, in turns, after two rounds that do not count."""
-    taken: dict[str, list[float]] = {name: [] for name in works}
-    for r in range(rounds + 2):
-        for name, work in works.items():
-            seconds = once(work)
-            if r >= 2:
-                taken[name].append(seconds)
-    return {name: float(np.median(found)) for name, found in taken.items()}
 
 
 def run(rounds: int = 15, epochs: int = 3) -> list[dict[str, Any]]:

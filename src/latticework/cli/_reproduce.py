@@ -9,8 +9,8 @@ from latticework.core import registry
 from latticework.core.errors import UserError, nearest
 
 
-def reproduce_papers(papers: list[str], claim: str | None, record: bool, runs: Path, jobs: int) -> None:
-    """Run the claims of papers (or one claim), or the grids of these names."""
+def reproduce_papers(papers: list[str], claims: list[str], record: bool, runs: Path, jobs: int) -> None:
+    """Run the claims of papers (or some of them), or the grids of these names."""
     grids = registry.tables()
     slugs = {p.slug: p for p in registry.papers()}
     for name in papers:
@@ -18,21 +18,22 @@ def reproduce_papers(papers: list[str], claim: str | None, record: bool, runs: P
             raise UserError(f"no paper and no grid is called {name!r}; {nearest(name, [*slugs, *grids])}")
     for name in papers:
         if name in slugs:
-            _paper(slugs[name], claim, record, runs, jobs)
+            _paper(slugs[name], claims, record, runs, jobs)
         else:
             _grid(grids[name], record, runs, jobs)
 
 
-def _paper(paper: registry.Paper, wanted: str | None, record: bool, runs: Path, jobs: int) -> None:
+def _paper(paper: registry.Paper, wanted: list[str], record: bool, runs: Path, jobs: int) -> None:
     from latticework.core import claim as claims
     from latticework.core.evaluate import Options
 
     found = claims.claims_of(paper)
-    if wanted is not None:
+    if wanted:
         known = [c.id for c in found]
-        if wanted not in known:
-            raise UserError(f"{paper.slug} has no claim {wanted!r}; {nearest(wanted, known)}")
-        found = [c for c in found if c.id == wanted]
+        for name in wanted:
+            if name not in known:
+                raise UserError(f"{paper.slug} has no claim {name!r}; {nearest(name, known)}")
+        found = [c for c in found if c.id in wanted]
     print(f"{paper.facts['title']} ({paper.facts.get('venue', '')})", flush=True)
     for item in found:
         print(f"\n[{item.level}] {item.id}: {item.says}", flush=True)

@@ -256,7 +256,9 @@ def score(
 @app.command(epilog="Example: latticework compare my-graph/ -m mlp,gcn,dagnn --repeats 10 --tune 20 --jobs 2 -o report.html")
 def compare(
     data: Annotated[list[str], typer.Argument(help="Your files or named data sets; several make one board with ranks.")],
-    methods: Annotated[str, typer.Option("-m", "--methods", help="Names, presets or name(field=value;…), with commas.")] = "",
+    methods: Annotated[
+        list[str], typer.Option("-m", "--methods", help="Names, presets or name(field=value;…), with commas; may be repeated.")
+    ] = [],
     task: Annotated[str | None, typer.Option(help="The task; left out, the first that fits.")] = None,
     repeats: Annotated[int, typer.Option(help="Splits, folds or seeds, as the task's plan says.", min=1)] = 5,
     tune: Annotated[int, typer.Option(help="Trials of tuning, the same for every method; 0: as published.", min=0)] = 0,
@@ -283,7 +285,7 @@ def compare(
     for path in out:
         _writer(path)
     run_and_show(
-        face, data=data, methods=methods, task=task or chosen, repeats=repeats, tune=tune,
+        face, data=data, methods=",".join(methods), task=task or chosen, repeats=repeats, tune=tune,
         tune_once=tune_once, jobs=jobs, cluster=cluster, time=_seconds(time), out=out, runs=runs, settings=rest, device=device,
         threads=threads, retry=retry, baselines=baselines, classic=classic, nets=_nets(nets), command=shlex.join(["latticework", *_words]),
     )  # fmt: skip
@@ -336,7 +338,7 @@ def report(
 @app.command(epilog="Example: latticework reproduce dagnn --claim cora-fixed")
 def reproduce(
     papers: Annotated[list[str], typer.Argument(help="Papers, or a Grid named in a wing's TOML.")],
-    claim: Annotated[str | None, typer.Option(help="Only this claim.")] = None,
+    claim: Annotated[list[str], typer.Option(help="Only this claim; may be repeated.")] = [],
     record: Annotated[bool, typer.Option("--record", help="Write what was measured beside the claims.")] = False,
     runs: Runs = Path("runs/evidence"),
     jobs: Annotated[int, typer.Option(help="Cells at the same time.", min=1)] = 1,
