@@ -190,22 +190,48 @@ def test_error_goes_with_the_bound_on_recorded_bodies() -> None:
     assert max(clean, default=0.0) < 0.2 * max(r["error"] for r in rows)
 
 
-@here
-def test_the_first_partition_of_a_body_is_fine() -> None:
-    """40 components of the first variance cut a body so small that most points are in parts of one bone alone."""
-    clouds = open_data("capsules(frames=2; points=512; parts=bone; clips=walk8)").read()
-    method = entry_of("apen")
-    assert isinstance(method, APENMethod)
-    found = []
+def scalars_of(probe: str, data: Any) -> Any:
+    value: Any = value_of("probe", probe)
+    run = Run(task=None, digest=data.digest(), label="probe")
+    with run.seeded():
+        return value.measure(data, run).scalars
+
+
+def test_partitions_of_its_own_are_told_layer_by_layer() -> None:
+    """By hand from the first partition of each cloud; and one for each layer of a fitted net, on clouds with and without normals."""
+    data = open_data(ROOMS.replace("points=48", "points=160"))
+    clouds, method = data.read(), APENMethod()
+    by_hand = []
     for i in range(len(clouds)):
         one = clouds.cloud(i)
         X = scaled(Batch(torch.from_numpy(one["xyz"])[None], None, None)).pos
-        mixture = em(X, method.components, method.variances[0], method.em_rounds)
-        part = log_responsibilities(X, mixture)[0].argmax(1)
-        found.append(float(impure(part, torch.from_numpy(one["parts"])).mean()))
-        whole = float(impure(torch.zeros_like(part), torch.from_numpy(one["parts"])).mean())
-        assert int(mixture.alive) > 20 and whole == 1
-    assert max(found) < 1.0
+        part = log_responsibilities(X, em(X, method.components, method.variances[0], method.em_rounds))[0].argmax(1)
+        truth = one["parts"]
+        mixed = [len(set(truth[(part == p).numpy()].tolist())) > 1 for p in part.tolist()]
+        by_hand.append(np.mean(mixed))
+    found = scalars_of("piecewise-equivariance(partitions=3; points=30)", data)
+    assert found["impure, layer 1"] == pytest.approx(np.mean(by_hand)) and "impure, layer 2" not in found
+    fitted_here = scalars_of(f"piecewise-equivariance(partitions=3; points=30; net.method=apen({TINY}))", data)
+    assert [k for k in fitted_here if k.startswith("impure, ")] == [f"impure, layer {k}" for k in (1, 2, 3)]
+    assert all(0 <= fitted_here[f"impure, layer {k}"] <= 1 for k in (1, 2, 3))
+    bare = GivenPoints.hold(replace(data.read(), normals=None))
+    with pytest.raises(UserError, match="reads normals, and these clouds have none"):
+        scalars_of(
+            f"piecewise-equivariance(partitions=3; points=30; net.method=apen({TINY}); net.data={SOLIDS})",
+            bare,
+        )
+
+
+@here
+def test_the_first_partition_of_a_body_cuts_it_up() -> None:
+    """40 components of the first variance make many parts of a body, all alive; one component mixes everything."""
+    data = open_data("capsules(frames=4; points=1024; parts=bone; clips=walk8)")
+    found = scalars_of("piecewise-equivariance(partitions=3; points=60)", data)
+    assert 0.1 < found["impure, layer 1"] < 0.95
+    one = data.read().cloud(0)
+    X = scaled(Batch(torch.from_numpy(one["xyz"])[None], None, None)).pos
+    assert int(em(X, 40, 0.005, 16).alive) == 40
+    assert float(impure(torch.zeros(len(one["xyz"]), dtype=torch.long), torch.from_numpy(one["parts"])).mean()) == 1
 
 
 # -- commands ------------------------------------------------------------------------------------------------------------

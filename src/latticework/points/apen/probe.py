@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import copy
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch_geometric.data import Data
 
 from latticework.core.dataset import Dataset
 from latticework.core.errors import UserError
@@ -21,7 +23,10 @@ from latticework.data.points import Clouds
 from ..network import Batch, scaled
 from ..part_tasks import PartSegmentation
 from .network import PiecewiseLayer, motion_of_parts
-from .partition import impure
+from .partition import impure, partition
+
+if TYPE_CHECKING:
+    from .recipe import APENModel
 
 
 def random_partition(X: Tensor, truth: Tensor, generator: torch.Generator) -> Tensor:
@@ -62,12 +67,43 @@ def measured_error(
     return float((after - moved(before)).norm(dim=1).mean())
 
 
+def first_layer(model: APENModel) -> tuple[PiecewiseLayer, bool]:
+    """A copy of the first layer of a fitted model, in float64, and whether it reads normals."""
+    return copy.deepcopy(model.net.blocks[0]).double(), "normal" in model.schema["vectors"]  # type: ignore[return-value]
+
+
+def own_partitions(clouds: Clouds, model: APENModel | None, most: int = 16) -> list[float]:
+    """Mean share of points in parts of two true ones, layer by layer, over clouds that are large enough; points of no known part count not."""
+    from .recipe import APENMethod
+
+    method = APENMethod() if model is None else model.method
+    found: list[list[float]] = []
+    for i in np.unique(np.linspace(0, len(clouds) - 1, most).round().astype(np.int64)).tolist():
+        one = clouds.cloud(i)
+        truth = torch.from_numpy(one["parts"])
+        if len(truth) < method.components:
+            continue
+        if model is None:
+            X = scaled(Batch(torch.from_numpy(one["xyz"])[None], None, None)).pos
+            parts = [partition(X, method.components, method.variances[0], method.em_rounds, gradient="none").part[0]]
+        else:
+            cloud = Data(pos=torch.from_numpy(one["xyz"]))
+            if "normal" in model.schema["vectors"]:
+                cloud.normal = torch.from_numpy(one["normals"])
+            parts = model.passed(cloud)[1].parts
+        found.append([float(impure(part, truth)[truth >= 0].mean()) for part in parts])
+    return np.mean(found, 0).tolist() if found else []
+
+
 class PiecewiseEquivariance(Probe):
     """The error of a layer under motions of the true parts against its bound, uncertainty + impure, over random soft partitions.
 
     Each draw takes a cloud with part labels, scaled to root mean square 1, a random soft partition of it and a random motion of E(3)
     for each true part; ``uncertainty`` is the mean of 1 - max_j W_ij, ``impure`` the share of points in parts that hold two true ones. The layer is
     the first of `net` (a fitted apen), or an untrained one, drawn anew for each draw.
+
+    Beside the draws stand the partitions that apen itself makes of 16 whole clouds at most, spread evenly: ``impure, layer 1`` of the points
+    alone (with apen's defaults where no `net` is given), and those of the further layers of `net`.
     """
 
     name: ClassVar[str] = "piecewise-equivariance"
@@ -86,7 +122,8 @@ class PiecewiseEquivariance(Probe):
             raise UserError("piecewise-equivariance needs part labels: a column part (or -s data.label=NAME)")
         if self.frames not in (4, 8):
             raise UserError(f"piecewise-equivariance: {self.frames} frames; there are 8 (E(3)) or 4 (SE(3))")
-        fitted = self.fitted(data, run)
+        model = self.fitted(data, run)
+        fitted = None if model is None else first_layer(model)
         rows: list[dict[str, Any]] = []
         for number in range(self.partitions):
             generator = run.generator(f"partition {number}")
@@ -111,17 +148,14 @@ class PiecewiseEquivariance(Probe):
                 {"cloud": clouds.ids[i], "parts": W.shape[1], "error": error, "uncertainty": u, "impure": p, "bound": u + p}
             )
             run.log(number, error=error)
-        return self.findings(rows)
+        return self.findings(rows, own_partitions(clouds, model))
 
     def untrained(self, vectors: int, generator: torch.Generator) -> PiecewiseLayer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
             return PiecewiseLayer(0, vectors, 8, 8, self.frames, widths=(32, 32, 64), head=(64, 32)).double()
 
-    def fitted(self, data: Dataset, run: Run) -> tuple[PiecewiseLayer, bool] | None:
-        """The first layer of a fitted model, in float64, and whether it reads normals."""
-        import copy
-
+    def fitted(self, data: Dataset, run: Run) -> APENModel | None:
         from .recipe import APENModel
 
         if self.net.method is None and self.net.saved is None and self.net.net is None:
@@ -137,9 +171,11 @@ class PiecewiseEquivariance(Probe):
             raise UserError(
                 "piecewise-equivariance: the model reads further columns of the points; fit one on points and normals"
             )
-        return copy.deepcopy(model.net.blocks[0]).double(), "normal" in model.schema["vectors"]  # type: ignore[return-value]
+        if "normal" in model.schema["vectors"] and data.read().normals is None:
+            raise UserError("piecewise-equivariance: the model reads normals, and these clouds have none; add columns nx ny nz")
+        return model
 
-    def findings(self, rows: list[dict[str, Any]]) -> Findings:
+    def findings(self, rows: list[dict[str, Any]], layers: list[float]) -> Findings:
         from scipy.stats import spearmanr
 
         if len(rows) < 3:
@@ -151,6 +187,7 @@ class PiecewiseEquivariance(Probe):
             "Spearman of error and bound": float(rank) if np.isfinite(rank) else None,
             "error": float(columns["error"].mean()), "uncertainty": float(columns["uncertainty"].mean()),
             "impure": float(columns["impure"].mean()), "largest error over bound": float(ratio.max()),
+            **{f"impure, layer {k}": v for k, v in enumerate(layers, 1)},
         }  # fmt: skip
 
         def draw(axes: Any) -> None:

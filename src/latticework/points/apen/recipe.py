@@ -18,7 +18,7 @@ from latticework.core.task import Part, Task
 from latticework.core.value import setting
 
 from ..network import Batch, PointModel, PointNetwork, collate
-from .network import APEN, LEAST_POINTS, seed_loss
+from .network import APEN, LEAST_POINTS, Trace, seed_loss
 from .partition import impure
 
 Array = np.ndarray[Any, Any]
@@ -56,13 +56,24 @@ class APENModel(PointModel):
                     f"or more, or fit with fewer components (-s components={max(len(cloud.pos) // 4, 1)})"
                 )
 
+    def passed(self, cloud: Data) -> tuple[Tensor, Trace]:
+        """What the net says of one cloud, and the partitions it made on the way."""
+        net = self.net
+        net.draw, net.generator = self.method.draw, torch.Generator().manual_seed(0)
+        try:
+            with torch.no_grad():
+                out = net(*self.method.prepared(collate([cloud], self.schema), self.schema))
+        finally:
+            net.generator = None
+        assert net.trace is not None
+        return out, net.trace
+
     def explain(self, part: Part, most: int = 16) -> Findings:
         """Numbers of the partitions layer by layer over the first clouds, and for the first of them, from several sides, what is said, the
         estimated partition, its uncertainty and the bound: uncertainty plus 1 where a part holds two of the predicted parts."""
         from .figures import sides
 
         net = self.net
-        net.draw = self.method.draw
         rows: list[dict[str, Any]] = []
         figures: dict[str, Any] = {}
         files = [int(i) for i in part.query.rows][:most]
@@ -71,12 +82,7 @@ class APENModel(PointModel):
         for place, i in enumerate(files):
             cloud = part.data[i]
             self.enough([cloud], (part.query.ids[place],))
-            batch = self.method.prepared(collate([cloud], self.schema), self.schema)
-            net.generator = torch.Generator().manual_seed(0)
-            with torch.no_grad():
-                out = net(*batch)
-            net.generator, trace = None, net.trace
-            assert trace is not None
+            out, trace = self.passed(cloud)
             few.append(trace.small)
             gaps.append(trace.gap)
             said = out[0].argmax(1) if net.per_point else torch.zeros(len(cloud.pos), dtype=torch.long)
