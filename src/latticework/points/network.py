@@ -327,6 +327,7 @@ class PointNetwork(Backbone):
     epochs: int = setting(100, "at most", ge=1, le=1_000_000)
     halve: int = setting(100, "the learning rate is halved after so many epochs; 0: never", ge=0)
     patience: int = setting(0, "epochs without a better validation value before the fit stops; 0: all epochs", ge=0)
+    clip: float = setting(0.0, "largest norm of the gradient; 0: any", ge=0, later=True)
     scale: Literal["auto", "cloud", "none"] = setting(
         "auto", "cloud: each centred and divided by its size; none: as it is; auto: cloud, but none where positions are asked"
     )
@@ -344,6 +345,13 @@ class PointNetwork(Backbone):
         if positions and self.scale == "cloud":
             raise UserError(f"{self.name}: scale=cloud would lose where the points are, and positions are asked; use scale=none")
         return batch if positions or self.scale == "none" else scaled(batch)
+
+    def optimiser(self, net: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.Adam(net.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+
+    def jittered(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """A training batch as the net sees it: what a recipe changes at random, after `prepared`."""
+        return batch
 
     def extra_loss(self, net: nn.Module, batch: Batch, target: Tensor, run: Run) -> Tensor | None:
         """What a recipe adds to the task's loss."""
@@ -377,7 +385,7 @@ def fit_network(method: PointNetwork, part: Part, valid: Part | None, run: Run) 
         raise UserError(
             f"{method.name} builds a net that answers {'points' if net.per_point else 'clouds'}, and the task asks the other"
         )
-    optimiser = torch.optim.Adam(net.parameters(), lr=method.lr, weight_decay=method.weight_decay)
+    optimiser = method.optimiser(net)
 
     def step(epoch: int) -> float:
         generator = run.generator(f"batches {epoch}")  # of the epoch alone: a fit that resumes draws the same
@@ -392,13 +400,16 @@ def fit_network(method: PointNetwork, part: Part, valid: Part | None, run: Run) 
                 rotation = random_rotations(len(chosen), generator)
                 batch = turned(batch, rotation, vectors)
                 target = turn(target, rotation) if kind in ("normal", "position") else target
-            batch, target = method.prepared(batch, schema).to(run.device), target.to(run.device)
+            batch, target = method.prepared(batch, schema), target.to(run.device)
+            batch = method.jittered(batch, generator).to(run.device)
             optimiser.zero_grad(set_to_none=True)
             value = loss_of(kind, net(*batch), batch, target)
             more = method.extra_loss(net, batch, target, run)
             if more is not None:
                 value = value + more
             value.backward()
+            if method.clip:
+                nn.utils.clip_grad_norm_(net.parameters(), method.clip)
             optimiser.step()
             total += float(value.detach()) * len(chosen)
         return total / len(clouds)

@@ -50,7 +50,8 @@ def random_partition(X: Tensor, truth: Tensor, generator: torch.Generator) -> Te
 def measured_error(
     layer: PiecewiseLayer, X: Tensor, normals: Tensor, truth: Tensor, W: Tensor, generator: torch.Generator, far: float = 1.0
 ) -> float:
-    """Mean distance of the layer's seeds from where they should be, after a random motion of each true part; W moves with the points.
+    """How far the layer's seeds are from where they should be after a random motion of each true part, over how far they are from
+    their points: mean |psi(g X) - g psi(X)| / mean |psi(X) - X|, about 1 and more where nothing is left of the symmetry. W moves with the points.
 
     X [n, 3], normals [n, b, 3] (b = 0: none), truth int64 [n] of 0 or more, W [n, k].
     """
@@ -64,7 +65,8 @@ def measured_error(
     with torch.no_grad():
         before = layer.soft(X, none, normals, W).seeds
         after = layer.soft(moved(X), none, normals @ R.mT, W).seeds
-    return float((after - moved(before)).norm(dim=1).mean())
+    far_off = (after - moved(before)).norm(dim=1).mean()
+    return float(far_off / (before - X).norm(dim=1).mean().clamp(min=torch.finfo(X.dtype).tiny))
 
 
 def first_layer(model: APENModel) -> tuple[PiecewiseLayer, bool]:
@@ -98,9 +100,9 @@ def own_partitions(clouds: Clouds, model: APENModel | None, most: int = 16) -> l
 class PiecewiseEquivariance(Probe):
     """The error of a layer under motions of the true parts against its bound, uncertainty + impure, over random soft partitions.
 
-    Each draw takes a cloud with part labels, scaled to root mean square 1, a random soft partition of it and a random motion of E(3)
+    The error is relative: of a layer's shifts of points, to their size. Each draw takes a cloud with part labels, scaled to root mean square 1, a random soft partition of it and a random motion of E(3)
     for each true part; ``uncertainty`` is the mean of 1 - max_j W_ij, ``impure`` the share of points in parts that hold two true ones. The layer is
-    the first of `net` (a fitted apen), or an untrained one, drawn anew for each draw.
+    the first of `net` (a fitted apen), or an untrained one, the same for all draws.
 
     Beside the draws stand the partitions that apen itself makes of 16 whole clouds at most, spread evenly: ``impure, layer 1`` of the points
     alone (with apen's defaults where no `net` is given), and those of the further layers of `net`.
@@ -108,7 +110,7 @@ class PiecewiseEquivariance(Probe):
 
     name: ClassVar[str] = "piecewise-equivariance"
     kinds: ClassVar[tuple[str, ...]] = ("points",)
-    net: Ref = setting(Ref(), "a fitted apen: net.saved=MODEL, or net.method=apen, fitted here; left out: untrained layers")
+    net: Ref = setting(Ref(), "a fitted apen: net.saved=MODEL, or net.method=apen, fitted here; left out: an untrained layer")
     partitions: int = setting(200, "draws", ge=3, le=100_000)
     points: int = setting(256, "of each cloud, drawn at random", ge=8, le=100_000)
     far: float = setting(1.0, "how far parts are shifted; a cloud's root mean square is 1", ge=0, le=1000)
@@ -124,6 +126,7 @@ class PiecewiseEquivariance(Probe):
             raise UserError(f"piecewise-equivariance: {self.frames} frames; there are 8 (E(3)) or 4 (SE(3))")
         model = self.fitted(data, run)
         fitted = None if model is None else first_layer(model)
+        untrained = None
         rows: list[dict[str, Any]] = []
         for number in range(self.partitions):
             generator = run.generator(f"partition {number}")
@@ -140,7 +143,13 @@ class PiecewiseEquivariance(Probe):
             normals = X.new_zeros(len(X), 0, 3)
             if with_normals:
                 normals = torch.from_numpy(one["normals"][keep].astype(np.float64))[:, None]
-            layer = self.untrained(normals.shape[1], generator) if fitted is None else fitted[0]
+            if fitted is None:
+                untrained = untrained or self.untrained(
+                    normals.shape[1], run.generator("layer")
+                )  # the bound's constants are a layer's
+                layer = untrained
+            else:
+                layer = fitted[0]
             W = random_partition(X, truth, generator)
             error = measured_error(layer, X, normals, truth, W, generator, self.far)
             u, p = float((1 - W.amax(1)).mean()), float(impure(W.argmax(1), truth).mean())

@@ -123,7 +123,7 @@ class APENMethod(PointNetwork):
     reported. The loss pulls each point's seed to the centre of its true part in every block, and adds `label_weight` times the cross-entropy. Clouds are
     scaled to root mean square 1; the paper's variances are those of bodies in metres, .001, .003 and .005, which are the defaults here in
     units of such a body. Its first, .2, lets 40 components on a body collapse to a handful, against its own aim of an over-segmentation: here it is
-    .005. Training is Adam without clipping of gradients and without noise on points. ``components=1`` is Frame Averaging with the same shared network.
+    .005. Training is the paper's: AdamW, gradients clipped, noise on the points. ``components=1`` is Frame Averaging with the same shared network.
     """
 
     name: ClassVar[str] = "apen"
@@ -162,6 +162,16 @@ class APENMethod(PointNetwork):
         "what seeds are pulled to: the centre of a part's connected piece (two arms of one name are two), or of all of it",
     )
     batch: int = setting(8, "clouds of a step", ge=1, le=100_000)
+    weight_decay: float = setting(0.01, "of AdamW, on all parameters", ge=0, le=1, search=(1e-8, 1e-1, "log"))
+    clip: float = setting(
+        1.0, "largest norm of the gradient; 0: any. The paper's .1 is of a loss that is label_weight times this one", ge=0
+    )
+    noise: float = setting(
+        0.02,
+        "deviation of the noise on training points; root mean square 1 (the paper's .01 is of bodies in metres)",
+        ge=0,
+        le=10,
+    )
 
     @field_validator("widths", "head", "scalars", "inner_vectors", "variances", mode="before")
     @classmethod
@@ -214,6 +224,15 @@ class APENMethod(PointNetwork):
                 f"{max(min(short) // LEAST_POINTS, 1)}, or larger clouds"
             )
         return super().build(train, run)
+
+    def optimiser(self, net: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(net.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+
+    def jittered(self, batch: Batch, generator: torch.Generator) -> Batch:
+        if not self.noise:
+            return batch
+        noise = self.noise * torch.randn(batch.pos.shape, generator=generator)
+        return batch._replace(pos=batch.pos + (noise if batch.mask is None else noise * batch.mask[..., None]))
 
     def extra_loss(self, net: nn.Module, batch: Batch, target: Tensor, run: Run) -> Tensor | None:
         """The seeds' loss over `label_weight` (the task's cross-entropy counts 1, which is the same to Adam). None without part labels."""
