@@ -17,6 +17,13 @@ from torch.nn import functional as F
 from .propagation import SparseOperator
 
 
+def narrow(matrix: sp.csr_array) -> sp.csr_array:
+    """The same CSR matrix with 32-bit indices where they fit: several of scikit-learn's estimators take no others."""
+    if max(matrix.nnz, *matrix.shape) >= 2**31:
+        return matrix
+    return sp.csr_array((matrix.data, matrix.indices.astype(np.int32), matrix.indptr.astype(np.int32)), shape=matrix.shape)
+
+
 class SparseFeatures:
     """A constant feature matrix [n, f] in CSR form; `values` float32 [nnz] may differ from call to call (dropout).
 
@@ -64,8 +71,8 @@ class SparseFeatures:
         return SparseFeatures(self.scipy()[rows.cpu().numpy()])
 
     def scipy(self) -> sp.csr_array:
-        """CSR [n, f] float32."""
-        return sp.csr_array((self.values.numpy(), self._rows.indices, self._rows.indptr), shape=self.shape)
+        """CSR [n, f] float32, with 32-bit indices where they fit."""
+        return narrow(sp.csr_array((self.values.numpy(), self._rows.indices, self._rows.indptr), shape=self.shape))
 
     def dense(self) -> Tensor:
         """[n, f] float32."""

@@ -26,7 +26,7 @@ from latticework.core.run import Run
 from latticework.core.task import Fold, Part, Task
 from latticework.core.value import Value, setting
 from latticework.data.hetero import HeteroGraph, HeteroNodes, biadjacency, hetero_schema, labels_file, steps_from, target_of
-from latticework.layers.sparse_features import SparseFeatures
+from latticework.layers.sparse_features import SparseFeatures, narrow
 
 from .network import features_of
 from .tasks import Truth
@@ -258,9 +258,7 @@ class KMeansMethod(Method):
         steps = steps_from(tuple(part.data.edge_types), part.query.target)
         if not steps:
             raise UserError(f"{part.query.target} nodes have neither features nor edges: there is nothing to cluster them by")
-        links = sp.hstack([biadjacency(part.data, step) for step in steps], format="csr", dtype=np.float64)
-        # scikit-learn takes 32-bit indices alone
-        return sp.csr_array((links.data, links.indices.astype(np.int32), links.indptr.astype(np.int32)), shape=links.shape)
+        return narrow(sp.csr_array(sp.hstack([biadjacency(part.data, step) for step in steps], format="csr", dtype=np.float64)))
 
     def fit(self, train: Part, valid: Part | None, run: Run) -> CentresModel:
         return CentresModel(
