@@ -325,3 +325,26 @@ def test_settings_that_do_not_go_together_cost_a_trial_not_the_fit() -> None:
     notes = " ".join(fitted.run.notes)
     assert "could not be used: several feature matrices need two layers" in notes
     assert fitted.method.backbone.layers >= 2  # type: ignore[attr-defined]
+
+
+def test_a_sweep_of_the_task_makes_a_case_for_each_value(tmp_path: Path) -> None:
+    """Each value has cells of its own, and a trend along it reads those alone; an unknown field of a sweep is refused."""
+    from latticework.core.claim import Seen, Trend
+    from latticework.core.claim import cells_of as of_entry
+
+    given: Any = SMALL | {"entries": ["mlp(epochs=5)", "majority"], "tasks": ["node-classification(protocol=random)"]}
+    grid = Grid(**given, sweep=[["task.train", [0.3, 0.4, 0.5]], ["hidden", [4, 8]]])
+    assert [case.task.train for case in grid.cases()] == [0.3, 0.4, 0.5]
+    assert len({case.label for case in grid.cases()}) == 3
+    cells = run_grid(grid, Ledger(tmp_path))
+    seen = Seen(grid, cells, lambda name: [], lambda text, data: {})
+    found = [of_entry(seen, "mlp(epochs=5)", {"task.train": n, "hidden": 8}) for n in (0.3, 0.4, 0.5)]
+    assert [len(rows) for rows in found] == [3, 3, 3]
+    assert [{c.task["train"] for c, _ in rows} for rows in found] == [{0.3}, {0.4}, {0.5}]
+    plain = Grid(**given, sweep=[["task.train", [0.3, 0.4, 0.5]]])
+    seen = Seen(plain, run_grid(plain, Ledger(tmp_path)), lambda name: [], lambda text, data: {})
+    check: Any = Trend(entry="mlp(epochs=5)", over="majority", along="task.train", stat="slope")
+    assert len(of_entry(seen, "majority", {"task.train": 0.4})) == 3 and "over 3 points" in check.judge(seen).says
+    for wrong in ("task.trian", "hiddn"):
+        with pytest.raises(UserError):
+            Grid(**given, sweep=[[wrong, [1, 2]]]).cases()

@@ -82,10 +82,12 @@ def cells_of(seen: Seen, entry: str, point: Mapping[str, Any] | None = None) -> 
     labels = {cell.entry for cell, _ in seen.pairs}
     wanted: list[Any] = []
     if entry not in labels or point:
-        of_method = {k: v for k, v in seen.grid.settings if not k.startswith(("task.", "data."))}
+        of_method = {k: v for k, v in [*seen.grid.settings, *(point or {}).items()] if not k.startswith(("task.", "data."))}
+        of_task = {k[5:]: v for k, v in (point or {}).items() if k.startswith("task.")}
         for case in seen.grid.cases():
-            wanted.append(seen.grid.entry(case.task, case.data, entry, {**of_method, **(point or {})}).plain())
-    found = [(c, r) for c, r in seen.pairs if (c.method in wanted if wanted else c.entry == entry)]
+            if all(getattr(case.task, k) == v for k, v in of_task.items()):
+                wanted.append((case.task.plain(), seen.grid.entry(case.task, case.data, entry, of_method).plain()))
+    found = [(c, r) for c, r in seen.pairs if ((c.task, c.method) in wanted if wanted else c.entry == entry)]
     if not found:
         raise UserError(f"the claim's grid has no entry {entry!r}; it has {', '.join(sorted(labels))}")
     failed = [r.error for _, r in found if r.status != "done"]

@@ -62,7 +62,9 @@ class Grid(Value):
     tune_once: bool = setting(False, "tune on the first fold alone and keep what it finds for the rest", later=True)
     classic: int = setting(5, "trials for the unasked classic baseline when nothing else is tuned", ge=0, le=1000)
     baselines: bool = setting(True, "add the task's trivial and classic baseline")
-    sweep: tuple[tuple[str, tuple[Any, ...]], ...] = setting((), "field -> values, applied to every entry that has it")
+    sweep: tuple[tuple[str, tuple[Any, ...]], ...] = setting(
+        (), "field -> values, applied to every entry that has it; task.x: a case for each value"
+    )
     settings: tuple[tuple[str, Any], ...] = setting((), "task.x, data.x or a field of every asked entry")
 
     def cases(self) -> list[Case]:
@@ -74,15 +76,23 @@ class Grid(Value):
         of_method = {k: v for k, v in given.items() if not k.startswith(("task.", "data."))}
         for name in self.data:
             data = open_data(name, of_data)
-            tasks = [task_of(t) for t in self.tasks] or [default_task(data, self.entries)]
+            asked = [task_of(t) for t in self.tasks] or [default_task(data, self.entries)]
+            tasks = [
+                task.with_settings(of_task | point) if of_task | point else task for task in asked for point in self.task_points()
+            ]
             for task in tasks:
                 if data.kind not in task.kinds:
                     raise UserError(f"{task.name} is for {', '.join(task.kinds)}, and {name} holds {data.kind}")
-                task = (task.with_settings(of_task) if of_task else task).for_data(data)
+                task = task.for_data(data)
                 entries = list(_apart(self._entries(task, data, of_method)))
                 plan = tuple(task.plan(data, self.repeats))
                 found.append(Case(f"{name} · {task.label}" if len(tasks) > 1 else name, data, task, tuple(entries), plan))
         return found
+
+    def task_points(self) -> list[dict[str, Any]]:
+        """The settings of the task at each point of the sweep; one without settings where no field of the task is swept."""
+        swept = [(k[5:], v) for k, v in self.sweep if k.startswith("task.")]
+        return [dict(zip((k for k, _ in swept), values, strict=True)) for values in itertools.product(*(v for _, v in swept))]
 
     def _entries(self, task: Task, data: Dataset, settings: Mapping[str, Any]) -> Iterator[tuple[str, Method, bool]]:
         of_entries = dict(settings)
@@ -91,9 +101,13 @@ class Grid(Value):
         for key, given in of_entries.items() if fields else ():
             if not any(key.split(".")[0] in known for known in fields.values()):
                 entry_of(self.entries[0]).with_settings({key: given})  # raises, naming the nearest field
+        swept = [(k, v) for k, v in self.sweep if not k.startswith("task.")]
+        for key, values in swept:
+            if fields and not any(key.split(".")[0] in known for known in fields.values()):
+                entry_of(self.entries[0]).with_settings({key: values[0]})  # raises
         for text in self.entries:
-            for values in itertools.product(*(v for _, v in self.sweep)):
-                point = {k: v for (k, _), v in zip(self.sweep, values, strict=True)}
+            for values in itertools.product(*(v for _, v in swept)):
+                point = {k: v for (k, _), v in zip(swept, values, strict=True)}
                 wrapped = self.entry(task, data, text, {**of_entries, **point})
                 if wrapped.key() not in seen:
                     seen.add(wrapped.key())
