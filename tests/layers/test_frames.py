@@ -12,7 +12,7 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -92,6 +92,7 @@ def test_average_of_any_map_is_exactly_symmetric(group: Motions, kind: str) -> N
 
 
 @given(d=st.integers(1, 5), n=st.integers(1, 9), seed=st.integers(0, 10_000), special=st.booleans(), weighted=st.booleans())
+@example(d=1, n=1, seed=6313, special=True, weighted=True)  # one weighted point, whose mean is off by a rounding
 @settings(max_examples=25, deadline=None)
 def test_frames_of_any_dimension_move_with_the_points(d: int, n: int, seed: int, special: bool, weighted: bool) -> None:
     """As sets: F(g X) = g F(X); and fewer points than dimensions are no trouble for what is read of the coordinates."""

@@ -167,7 +167,7 @@ def moments(X: Tensor, weights: Tensor | None = None, centred: bool = True) -> t
             if not centred:
                 return Y.new_zeros(*Y.shape[:-2], Y.shape[-1]), Y.mT @ Y
             t = Y.mean(-2)
-            Y = Y - t.unsqueeze(-2)
+            Y = _about(Y, t)
             return t, Y.mT @ Y
         w = weights.detach().double()
         if bool((w < 0).any()) or not bool(torch.isfinite(w).all()):
@@ -176,8 +176,15 @@ def moments(X: Tensor, weights: Tensor | None = None, centred: bool = True) -> t
         t = (w.unsqueeze(-2) @ Y).squeeze(-2) / torch.where(total > 0, total, torch.ones_like(total))
         if not centred:
             t = torch.zeros_like(t)
-        Y = Y - t.unsqueeze(-2)
+        Y = _about(Y, t) if centred else Y
         return t, (Y * w.unsqueeze(-1)).mT @ Y
+
+
+def _about(Y: Tensor, t: Tensor) -> Tensor:
+    """Y - t, with 0 for what is no more than the rounding of the mean: points in one place have no extent, wherever that is."""
+    far = Y.abs().amax((-2, -1), keepdim=True)
+    Y = Y - t.unsqueeze(-2)
+    return torch.where(Y.abs() <= 16 * torch.finfo(Y.dtype).eps * far, torch.zeros_like(Y), Y)
 
 
 _SIGNS: dict[tuple[int, Linear], Tensor] = {}
