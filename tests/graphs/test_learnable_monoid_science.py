@@ -24,7 +24,7 @@ from latticework.graphs.learnable_monoid import (
     consistency_loss,
     identity_loss,
 )
-from latticework.graphs.learnable_monoid.aggregation import canonical, ordering, penalty_in, shuffled, tree_of
+from latticework.graphs.learnable_monoid.aggregation import canonical, drawn_once, ordering, penalty_in, shuffled, tree_of
 
 
 @pytest.fixture(autouse=True)
@@ -208,6 +208,50 @@ def test_a_hub_elsewhere_changes_nothing_here_and_does_in_pyg() -> None:
     assert (theirs(both, with_hub)[:2] - theirs(x, index)).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize("order", ["random", "canonical", "given"])
+@pytest.mark.parametrize("make", [LearnableMonoid, RecurrentAggregation])
+def test_what_else_is_in_the_batch_changes_nothing(make: Any, order: Any, draws: int) -> None:
+    """In evaluation, in every order: groups before and after, of any size and mixed in, leave a group's result as it is."""
+    fold = make(4, 4, order=order, draws=draws).double().eval()
+    x, index = torch.randn(9, 4, dtype=torch.float64), torch.tensor([0, 0, 0, 0, 0, 1, 1, 2, 0])
+    alone = fold(x, index)
+    others = torch.randn(50, 4, dtype=torch.float64)
+    owner = torch.tensor([3] * 40 + [4] * 3 + [6] * 7)
+    places = torch.cat([index + 1, torch.where(owner == 3, 0, owner)])
+    kept = torch.cat([torch.arange(9), 9 + torch.randperm(50)])  # the groups' own order stays
+    torch.testing.assert_close(fold(torch.cat([x, others])[kept], places[kept])[1:4], alone, atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        fold(x[:5], index[:5]), fold(torch.cat([x[:5], others]), torch.cat([index[:5], owner]))[:1], atol=1e-12, rtol=0
+    )
+
+
+def test_orders_drawn_once_are_those_of_each_group() -> None:
+    """Every order of a group of 3 comes up over the seeds; a draw repeats; draws differ."""
+    index, counts = torch.tensor([1, 0, 1, 0, 1]), torch.tensor([2, 3])
+    found = {tuple(drawn_once(index, counts, seed).tolist()[2:]) for seed in range(60)}
+    assert found == {(a, b, c) for a in (0, 2, 4) for b in (0, 2, 4) for c in (0, 2, 4) if len({a, b, c}) == 3}
+    assert torch.equal(drawn_once(index, counts, 5), drawn_once(index, counts, 5))
+    assert len({tuple(drawn_once(index, counts, 5, draw).tolist()) for draw in range(20)}) > 3
+    assert sorted(drawn_once(index, counts, 0).tolist()) == list(range(5)) and index[drawn_once(index, counts, 0)].tolist() == [
+        0,
+        0,
+        1,
+        1,
+        1,
+    ]
+
+
+def test_a_copy_can_be_made_after_a_call_with_regularisers() -> None:
+    import copy
+
+    fold = LearnableMonoid(4, 4, associativity=0.1).train()
+    fold(torch.randn(6, 4), torch.tensor([0, 0, 0, 1, 1, 1]))
+    other = copy.deepcopy(fold).eval()
+    x, index = torch.randn(6, 4), torch.tensor([0, 0, 0, 1, 1, 1])
+    torch.testing.assert_close(other(x, index), fold.eval()(x, index))
+
+
 @pytest.mark.parametrize("degree", [1, 2, 4, 5, 7, 16])
 def test_equal_degrees_give_what_pyg_gives(degree: int) -> None:
     """Where all degrees are the same, PyG pads nothing: the same tree with the same weights."""
@@ -248,7 +292,8 @@ def test_padded_sets_with_a_mask() -> None:
 # -- orders --------------------------------------------------------------------------------------------------------------
 def test_each_destination_is_shuffled_on_its_own() -> None:
     index = torch.arange(200).repeat_interleave(5)
-    order = shuffled(index, torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    order = shuffled(index)
     assert torch.equal(index[order], index) and torch.equal(order.sort().values, torch.arange(1000))
     places = (order % 5).view(200, 5)
     assert len(torch.unique(places, dim=0)) > 60  # of 120 orders; one order for all would be 1

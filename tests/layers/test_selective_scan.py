@@ -260,3 +260,27 @@ def test_a_direction_equals_the_block_of_mambapy() -> None:
     assert far(y, wanted) < 1e-5
     y.square().sum().backward(), wanted.square().sum().backward()
     assert a.grad is not None and b.grad is not None and far(a.grad, b.grad) < 1e-5
+
+
+def test_a_second_derivative_is_right_or_refused() -> None:
+    """torch's operators give it; the compiled kernels say that they do not, whatever the read-out."""
+    held = pieces(1, 5, 2, 2)
+    y = selective_scan(*held, backend="torch")
+    (first,) = torch.autograd.grad(y.sum(), held[1], create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), held[1])
+    assert float(second.abs().max()) > 0.1
+    with pytest.raises(RuntimeError, match="backend='torch'"):
+        torch.autograd.grad(selective_scan(*held, backend="numba").sum(), held[1], create_graph=True)
+
+
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+def test_padding_may_hold_anything(backend: Any) -> None:
+    given = [x.detach() for x in pieces(2, 6, 3, 2)]
+    mask = torch.ones(2, 6, dtype=torch.bool)
+    mask[0, :3] = False
+    clean = selective_scan(*given, mask=mask, backend=backend)
+    for k in (0, 1, 3, 4):
+        spoilt = [x.clone() for x in given]
+        spoilt[k][0, :3] = math.nan
+        assert torch.equal(selective_scan(*spoilt, mask=mask, backend=backend), clean)
+        torch.testing.assert_close(scan_by_steps(*spoilt, mask=mask), clean)

@@ -26,7 +26,6 @@ from numba import types
 from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -290,7 +289,8 @@ def _backward(  # pragma: no cover - compiled
 
 
 class _Scan(torch.autograd.Function):
-    """The kernels as a function of u, Delta, A, B, C, D; once differentiable."""
+    """The kernels as a function of u, Delta, A, B, C, D; once differentiable. (torch's own guard looks at dy alone, and would let a
+    second derivative through the other inputs pass as 0.)"""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, reverse: bool) -> Tensor:
@@ -307,8 +307,11 @@ class _Scan(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "the compiled scan has first derivatives alone; for second ones (create_graph) use backend='torch'"
+            )
         *given, kept = ctx.saved_tensors
         u, _, A, B, _, _ = given
         b, _, e = u.shape
@@ -394,7 +397,7 @@ def selective_scan(
     if len(kinds) > 1 or u.dtype not in _FLOATS:
         raise TypeError(f"all of one dtype, float32 or float64, not {', '.join(sorted(str(k) for k in kinds))}")
     if mask is not None:
-        delta = delta.masked_fill(~mask[..., None], 0)
+        u, delta, B, C = (x.masked_fill(~mask[..., None], 0) for x in (u, delta, B, C))  # whatever padding holds
     if backend == "numba" and u.device.type != "cpu":
         raise ValueError(f"the compiled scan runs on a CPU, the sequences are on {u.device}; use backend='auto'")
     if backend == "numba" or (backend == "auto" and u.device.type == "cpu"):
@@ -427,10 +430,12 @@ def scan_by_steps(
     mask: Tensor | None = None, reverse: bool = False,
 ) -> Tensor:  # fmt: skip
     """`selective_scan` as its definition reads: a Python loop over the steps. Slow: what the others are compared with."""
+    if mask is not None:
+        u, delta, B, C = (x.masked_fill(~mask[..., None], 0) for x in (u, delta, B, C))
     h = u.new_zeros(u.shape[0], u.shape[2], A.shape[1])
     found: list[Tensor] = [u[:, 0]] * u.shape[1]
     for t in reversed(range(u.shape[1])) if reverse else range(u.shape[1]):
-        step = delta[:, t] if mask is None else delta[:, t] * mask[:, t, None]
+        step = delta[:, t]
         h = (step[..., None] * A).exp() * h + (step * u[:, t])[..., None] * B[:, t, None]
         y = (h * C[:, t, None]).sum(-1) + (0 if D is None else D * u[:, t])
         found[t] = y if mask is None else y * mask[:, t, None]

@@ -16,6 +16,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -162,13 +163,29 @@ def fold(x: Tensor, order: Tensor, tree: Tree, op: Operator, empty: Tensor, stat
 
 
 # -- orders --------------------------------------------------------------------------------------------------------------
-def shuffled(index: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def shuffled(index: Tensor) -> Tensor:
     """The elements grouped by `index` int64 [E], each group in a random order of its own -> int64 [E].
 
-    Drawn on the CPU from `generator` (torch's global one where none is given), so that draws do not depend on the device.
+    Drawn on the CPU from torch's global generator, so that draws do not depend on the device.
     """
-    perm = torch.randperm(len(index), generator=generator).to(index.device)
+    perm = torch.randperm(len(index)).to(index.device)
     return perm[torch.argsort(index[perm], stable=True)]
+
+
+def drawn_once(index: Tensor, counts: Tensor, seed: int, draw: int = 0) -> Tensor:
+    """The elements grouped by `index` int64 [E], each group in a random order that only the seed, the draw and the group's own size decide.
+
+    What else is in the batch changes nothing: the place of the i-th element of a group is that of the i-th number of one stream. `counts`
+    int64 [n]: elements of each group -> int64 [E].
+    """
+    if not len(index):
+        return torch.arange(0, device=index.device)
+    grouped = torch.argsort(index, stable=True)
+    owner = index[grouped]
+    slot = torch.arange(len(index), device=index.device) - (counts.cumsum(0) - counts)[owner]
+    numbers = torch.from_numpy(np.random.default_rng([seed, draw]).random(int(counts.max()))).to(index.device)
+    by_number = torch.argsort(numbers[slot], stable=True)
+    return grouped[by_number[torch.argsort(owner[by_number], stable=True)]]
 
 
 def canonical(index: Tensor, x: Tensor) -> Tensor:
@@ -208,8 +225,8 @@ class OrderedAggregation(aggr.Aggregation):  # type: ignore[misc]
     """What aggregators share whose result depends on the order of the elements: projection, orders, errors.
 
     While training every call draws a fresh random order for every group, from torch's global generator, as dropout does. In
-    evaluation the order follows `order`: *random*, drawn from the stored `seed` (a buffer drawn at construction) and averaged over
-    `draws` orders; *canonical*, elements sorted by their values (`canonical`), so exactly invariant; *given*, as they come. In
+    evaluation the order follows `order`: *random*, drawn from the stored `seed` (a buffer drawn at construction) for each group by
+    itself, so that what else is in the batch changes nothing, and averaged over `draws` orders; *canonical*, elements sorted by their values (`canonical`), so exactly invariant; *given*, as they come. In
     training *given* is kept, too, and canonical is random.
 
     Forward: x [E, F] with `index` int64 [E] (in any order) or `ptr` int64 [n + 1] -> [n, H]; it meets PyG's `Aggregation`, so it is
@@ -273,10 +290,10 @@ class OrderedAggregation(aggr.Aggregation):  # type: ignore[misc]
             return self.folded(m, shuffled(index), index, counts)
         if self.order == "canonical":
             return self.folded(m, canonical(index, x), index, counts)
-        generator = torch.Generator().manual_seed(int(self.seed))
-        total = self.folded(m, shuffled(index, generator), index, counts)
-        for _ in range(self.draws - 1):
-            total = total + self.folded(m, shuffled(index, generator), index, counts)
+        seed = int(self.seed)
+        total = self.folded(m, drawn_once(index, counts, seed), index, counts)
+        for draw in range(1, self.draws):
+            total = total + self.folded(m, drawn_once(index, counts, seed, draw), index, counts)
         return total / self.draws
 
     def sets(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -327,6 +344,10 @@ class LearnableMonoid(OrderedAggregation):
         super().reset_parameters()
         with torch.no_grad():
             self.e.zero_()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: without what the last call left."""
+        return {**super().__getstate__(), "penalty": None, "_tree": None}
 
     def tree(self, counts: Tensor) -> Tree:
         """The trees of these counts; those of the last ones are kept, as a graph is seen again and again."""
