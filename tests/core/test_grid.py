@@ -336,15 +336,17 @@ def test_a_sweep_of_the_task_makes_a_case_for_each_value(tmp_path: Path) -> None
     grid = Grid(**given, sweep=[["task.train", [0.3, 0.4, 0.5]], ["hidden", [4, 8]]])
     assert [case.task.train for case in grid.cases()] == [0.3, 0.4, 0.5]
     assert len({case.label for case in grid.cases()}) == 3
-    cells = run_grid(grid, Ledger(tmp_path))
+    cells = run_grid(grid, str(tmp_path))
     seen = Seen(grid, cells, lambda name: [], lambda text, data: {})
     found = [of_entry(seen, "mlp(epochs=5)", {"task.train": n, "hidden": 8}) for n in (0.3, 0.4, 0.5)]
     assert [len(rows) for rows in found] == [3, 3, 3]
     assert [{c.task["train"] for c, _ in rows} for rows in found] == [{0.3}, {0.4}, {0.5}]
     plain = Grid(**given, sweep=[["task.train", [0.3, 0.4, 0.5]]])
-    seen = Seen(plain, run_grid(plain, Ledger(tmp_path)), lambda name: [], lambda text, data: {})
+    seen = Seen(plain, run_grid(plain, str(tmp_path)), lambda name: [], lambda text, data: {})
     check: Any = Trend(entry="mlp(epochs=5)", over="majority", along="task.train", stat="slope")
     assert len(of_entry(seen, "majority", {"task.train": 0.4})) == 3 and "over 3 points" in check.judge(seen).says
+    with pytest.raises(TypeError):  # a folder is asked: anything else would become one by its name
+        run_grid(plain, Ledger(tmp_path))  # type: ignore[arg-type]
     for wrong in ("task.trian", "hiddn"):
         with pytest.raises(UserError):
             Grid(**given, sweep=[[wrong, [1, 2]]]).cases()

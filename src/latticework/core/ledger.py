@@ -104,7 +104,7 @@ class Ledger:
 
     def __init__(self, root: Path | str | None = None) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="latticework-") if root is None else None
-        self.root = Path(self._temporary.name if self._temporary else str(root))
+        self.root = Path(self._temporary.name if self._temporary else root)  # type: ignore[arg-type]
         with disk_errors(self.root):
             for name in ("fits", "cells", "locks", "tmp", "work", "grids"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
