@@ -85,7 +85,7 @@ def cells_of(seen: Seen, entry: str, point: Mapping[str, Any] | None = None) -> 
         of_method = {k: v for k, v in [*seen.grid.settings, *(point or {}).items()] if not k.startswith(("task.", "data."))}
         of_task = {k[5:]: v for k, v in (point or {}).items() if k.startswith("task.")}
         for case in seen.grid.cases():
-            if all(getattr(case.task, k) == v for k, v in of_task.items()):
+            if case.task == (case.task.with_settings(of_task) if of_task else case.task):
                 wanted.append((case.task.plain(), seen.grid.entry(case.task, case.data, entry, of_method).plain()))
     found = [(c, r) for c, r in seen.pairs if ((c.task, c.method) in wanted if wanted else c.entry == entry)]
     if not found:

@@ -98,13 +98,10 @@ class Grid(Value):
         of_entries = dict(settings)
         seen = set()
         fields = {text: type(entry_of(text)).model_fields for text in self.entries}
-        for key, given in of_entries.items() if fields else ():
+        swept = [(k, v) for k, v in self.sweep if not k.startswith("task.")]
+        for key, given in [*of_entries.items(), *((k, values[0]) for k, values in swept if values)] if fields else ():
             if not any(key.split(".")[0] in known for known in fields.values()):
                 entry_of(self.entries[0]).with_settings({key: given})  # raises, naming the nearest field
-        swept = [(k, v) for k, v in self.sweep if not k.startswith("task.")]
-        for key, values in swept:
-            if fields and not any(key.split(".")[0] in known for known in fields.values()):
-                entry_of(self.entries[0]).with_settings({key: values[0]})  # raises
         for text in self.entries:
             for values in itertools.product(*(v for _, v in swept)):
                 point = {k: v for (k, _), v in zip(swept, values, strict=True)}

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from .first_order import first_order
 
 # (rows int64 [b], anchors [n, d], others [n, d], *parameters) -> weights [b, n] >= 0
 Weights = Callable[..., Tensor]
@@ -41,7 +42,7 @@ class _BlockSum(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable
+    @first_order("sum the blocks with torch's operators, outside block_sum")
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         found = iter(ctx.saved_tensors)
         return (None, None, None, *(upstream[0] * next(found) if need else None for need in ctx.wanted))

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from .first_order import first_order
 from .propagation import run_parallel
 
 Array = NDArray[Any]
@@ -289,8 +290,7 @@ def _backward(  # pragma: no cover - compiled
 
 
 class _Scan(torch.autograd.Function):
-    """The kernels as a function of u, Delta, A, B, C, D; once differentiable. (torch's own guard looks at dy alone, and would let a
-    second derivative through the other inputs pass as 0.)"""
+    """The kernels as a function of u, Delta, A, B, C, D; once differentiable."""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, reverse: bool) -> Tensor:
@@ -307,11 +307,8 @@ class _Scan(torch.autograd.Function):
         return y
 
     @staticmethod
+    @first_order("use selective_scan(..., backend='torch')")
     def backward(ctx: Any, dy: Tensor) -> Any:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "the compiled scan has first derivatives alone; for second ones (create_graph) use backend='torch'"
-            )
         *given, kept = ctx.saved_tensors
         u, _, A, B, _, _ = given
         b, _, e = u.shape
@@ -397,7 +394,7 @@ def selective_scan(
     if len(kinds) > 1 or u.dtype not in _FLOATS:
         raise TypeError(f"all of one dtype, float32 or float64, not {', '.join(sorted(str(k) for k in kinds))}")
     if mask is not None:
-        u, delta, B, C = (x.masked_fill(~mask[..., None], 0) for x in (u, delta, B, C))  # whatever padding holds
+        u, delta, B, C = _where(mask, u, delta, B, C)
     if backend == "numba" and u.device.type != "cpu":
         raise ValueError(f"the compiled scan runs on a CPU, the sequences are on {u.device}; use backend='auto'")
     if backend == "numba" or (backend == "auto" and u.device.type == "cpu"):
@@ -407,6 +404,11 @@ def selective_scan(
     if mask is not None:
         y = y.masked_fill(~mask[..., None], 0)
     return y.to(given)
+
+
+def _where(mask: Tensor, *rows: Tensor) -> tuple[Tensor, ...]:
+    """Rows [b, l, ...] with 0 at masked steps, whatever padding holds (0 times NaN would be NaN)."""
+    return tuple(x.masked_fill(~mask[..., None], 0) for x in rows)
 
 
 def _fits(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, mask: Tensor | None, chunk: int) -> None:
@@ -431,7 +433,7 @@ def scan_by_steps(
 ) -> Tensor:  # fmt: skip
     """`selective_scan` as its definition reads: a Python loop over the steps. Slow: what the others are compared with."""
     if mask is not None:
-        u, delta, B, C = (x.masked_fill(~mask[..., None], 0) for x in (u, delta, B, C))
+        u, delta, B, C = _where(mask, u, delta, B, C)
     h = u.new_zeros(u.shape[0], u.shape[2], A.shape[1])
     found: list[Tensor] = [u[:, 0]] * u.shape[1]
     for t in reversed(range(u.shape[1])) if reverse else range(u.shape[1]):

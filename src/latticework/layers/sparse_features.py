@@ -21,7 +21,8 @@ def narrow(matrix: sp.csr_array) -> sp.csr_array:
     """The same CSR matrix with 32-bit indices where they fit: several of scikit-learn's estimators take no others."""
     if max(matrix.nnz, *matrix.shape) >= 2**31:
         return matrix
-    return sp.csr_array((matrix.data, matrix.indices.astype(np.int32), matrix.indptr.astype(np.int32)), shape=matrix.shape)
+    indices, indptr = (a.astype(np.int32, copy=False) for a in (matrix.indices, matrix.indptr))
+    return sp.csr_array((matrix.data, indices, indptr), shape=matrix.shape)
 
 
 class SparseFeatures:

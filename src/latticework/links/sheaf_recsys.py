@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from latticework.core.value import setting
+from latticework.layers.first_order import first_order
 from latticework.layers.sparse_product import symmetric_product
 
 from .recommendation_baselines import GraphRecommender, Pairs, Vectors
@@ -216,7 +217,7 @@ class _InverseRoot(torch.autograd.Function):
         return (Q / root[..., None, :]) @ Q.transpose(-1, -2)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @first_order("take the root by torch.linalg.eigh, whose eigenvalues must differ")
     def backward(ctx: Any, dN: Tensor) -> Tensor:
         root, Q = ctx.saved_tensors
         a, b = root[..., :, None], root[..., None, :]

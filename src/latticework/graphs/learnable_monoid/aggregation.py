@@ -173,10 +173,10 @@ def shuffled(index: Tensor) -> Tensor:
 
 
 def drawn_once(index: Tensor, counts: Tensor, seed: int, draw: int = 0) -> Tensor:
-    """The elements grouped by `index` int64 [E], each group in a random order that only the seed, the draw and the group's own size decide.
+    """The elements grouped by `index` int64 [E], each group in a random order that the seed, the draw and its own size alone decide.
 
-    What else is in the batch changes nothing: the place of the i-th element of a group is that of the i-th number of one stream. `counts`
-    int64 [n]: elements of each group -> int64 [E].
+    What else is in the batch changes nothing: the place of the i-th element of a group is that of the i-th number of one stream.
+    `counts` int64 [n]: elements of each group -> int64 [E].
     """
     if not len(index):
         return torch.arange(0, device=index.device)
@@ -226,8 +226,8 @@ class OrderedAggregation(aggr.Aggregation):  # type: ignore[misc]
 
     While training every call draws a fresh random order for every group, from torch's global generator, as dropout does. In
     evaluation the order follows `order`: *random*, drawn from the stored `seed` (a buffer drawn at construction) for each group by
-    itself, so that what else is in the batch changes nothing, and averaged over `draws` orders; *canonical*, elements sorted by their values (`canonical`), so exactly invariant; *given*, as they come. In
-    training *given* is kept, too, and canonical is random.
+    itself, so that what else is in the batch changes nothing, and averaged over `draws` orders; *canonical*, elements sorted by their
+    values (`canonical`), so exactly invariant; *given*, as they come. In training *given* is kept, too, and canonical is random.
 
     Forward: x [E, F] with `index` int64 [E] (in any order) or `ptr` int64 [n + 1] -> [n, H]; it meets PyG's `Aggregation`, so it is
     given to any message passing by ``aggr=``. `ValueError` for F other than H without projection, wrong widths, a negative index, and
@@ -291,9 +291,7 @@ class OrderedAggregation(aggr.Aggregation):  # type: ignore[misc]
         if self.order == "canonical":
             return self.folded(m, canonical(index, x), index, counts)
         seed = int(self.seed)
-        total = self.folded(m, drawn_once(index, counts, seed), index, counts)
-        for draw in range(1, self.draws):
-            total = total + self.folded(m, drawn_once(index, counts, seed, draw), index, counts)
+        total: Tensor = sum(self.folded(m, drawn_once(index, counts, seed, draw), index, counts) for draw in range(self.draws))  # type: ignore[assignment]
         return total / self.draws
 
     def sets(self, x: Tensor, mask: Tensor) -> Tensor:

@@ -51,7 +51,8 @@ def measured_error(
     layer: PiecewiseLayer, X: Tensor, normals: Tensor, truth: Tensor, W: Tensor, generator: torch.Generator, far: float = 1.0
 ) -> float:
     """How far the layer's seeds are from where they should be after a random motion of each true part, over how far they are from
-    their points: mean |psi(g X) - g psi(X)| / mean |psi(X) - X|, about 1 and more where nothing is left of the symmetry. W moves with the points.
+    their points: mean |psi(g X) - g psi(X)| / mean |psi(X) - X|, about 1 and more where nothing is left of the symmetry. W moves with
+    the points.
 
     X [n, 3], normals [n, b, 3] (b = 0: none), truth int64 [n] of 0 or more, W [n, k].
     """
@@ -67,11 +68,6 @@ def measured_error(
         after = layer.soft(moved(X), none, normals @ R.mT, W).seeds
     far_off = (after - moved(before)).norm(dim=1).mean()
     return float(far_off / (before - X).norm(dim=1).mean().clamp(min=torch.finfo(X.dtype).tiny))
-
-
-def first_layer(model: APENModel) -> tuple[PiecewiseLayer, bool]:
-    """A copy of the first layer of a fitted model, in float64, and whether it reads normals."""
-    return copy.deepcopy(model.net.blocks[0]).double(), "normal" in model.schema["vectors"]  # type: ignore[return-value]
 
 
 def own_partitions(clouds: Clouds, model: APENModel | None, most: int = 16) -> list[float]:
@@ -100,9 +96,10 @@ def own_partitions(clouds: Clouds, model: APENModel | None, most: int = 16) -> l
 class PiecewiseEquivariance(Probe):
     """The error of a layer under motions of the true parts against its bound, uncertainty + impure, over random soft partitions.
 
-    The error is relative: of a layer's shifts of points, to their size. Each draw takes a cloud with part labels, scaled to root mean square 1, a random soft partition of it and a random motion of E(3)
-    for each true part; ``uncertainty`` is the mean of 1 - max_j W_ij, ``impure`` the share of points in parts that hold two true ones. The layer is
-    the first of `net` (a fitted apen), or an untrained one, the same for all draws.
+    Each draw takes a cloud with part labels, scaled to root mean square 1, a random soft partition of it and a random motion of E(3) for
+    each true part. The error is relative: of a layer's shifts of points, to their size. ``uncertainty`` is the mean of 1 - max_j W_ij,
+    ``impure`` the share of points in parts that hold two true ones. The layer is the first of `net` (a fitted apen), or an untrained
+    one, the same for all draws: the constants of the bound are a layer's.
 
     Beside the draws stand the partitions that apen itself makes of 16 whole clouds at most, spread evenly: ``impure, layer 1`` of the points
     alone (with apen's defaults where no `net` is given), and those of the further layers of `net`.
@@ -125,8 +122,10 @@ class PiecewiseEquivariance(Probe):
         if self.frames not in (4, 8):
             raise UserError(f"piecewise-equivariance: {self.frames} frames; there are 8 (E(3)) or 4 (SE(3))")
         model = self.fitted(data, run)
-        fitted = None if model is None else first_layer(model)
-        untrained = None
+        with_normals = clouds.normals is not None and (model is None or "normal" in model.schema["vectors"])
+        layer: Any = (
+            copy.deepcopy(model.net.blocks[0]).double() if model else self.untrained(with_normals, run.generator("layer"))
+        )
         rows: list[dict[str, Any]] = []
         for number in range(self.partitions):
             generator = run.generator(f"partition {number}")
@@ -139,17 +138,9 @@ class PiecewiseEquivariance(Probe):
             pos = torch.from_numpy(one["xyz"][keep].astype(np.float64))[None]
             X = scaled(Batch(pos, None, None)).pos[0]
             truth = torch.from_numpy(one["parts"][keep])
-            with_normals = "normals" in one and (fitted is None or fitted[1])
             normals = X.new_zeros(len(X), 0, 3)
             if with_normals:
                 normals = torch.from_numpy(one["normals"][keep].astype(np.float64))[:, None]
-            if fitted is None:
-                untrained = untrained or self.untrained(
-                    normals.shape[1], run.generator("layer")
-                )  # the bound's constants are a layer's
-                layer = untrained
-            else:
-                layer = fitted[0]
             W = random_partition(X, truth, generator)
             error = measured_error(layer, X, normals, truth, W, generator, self.far)
             u, p = float((1 - W.amax(1)).mean()), float(impure(W.argmax(1), truth).mean())
@@ -159,10 +150,10 @@ class PiecewiseEquivariance(Probe):
             run.log(number, error=error)
         return self.findings(rows, own_partitions(clouds, model))
 
-    def untrained(self, vectors: int, generator: torch.Generator) -> PiecewiseLayer:
+    def untrained(self, vectors: int | bool, generator: torch.Generator) -> PiecewiseLayer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
-            return PiecewiseLayer(0, vectors, 8, 8, self.frames, widths=(32, 32, 64), head=(64, 32)).double()
+            return PiecewiseLayer(0, int(vectors), 8, 8, self.frames, widths=(32, 32, 64), head=(64, 32)).double()
 
     def fitted(self, data: Dataset, run: Run) -> APENModel | None:
         from .recipe import APENModel
