@@ -150,7 +150,12 @@ def test_what_the_walks_saw() -> None:
     nodes = sum(int(g.num_nodes) for g in fold.test.data)
     assert found.scalars["steps in all sequences"] == 7 * nodes
     plain, fold, _ = fitted("graph-mamba(width=8; layers=1; state=4; epochs=1; walk_length=0)")
-    assert not plain.explain(fold.test.blind()).tables
+    found = plain.explain(fold.test.blind())
+    [cost] = found.tables.values()  # on the user's own graphs, the control of equal width beside
+    assert [row["nodes are read by"] for row in cost] == ["selective scan", "attention"]
+    assert all(row["milliseconds a pass"] > 0 and row["nodes"] == max(g.num_nodes for g in fold.test.data) for row in cost)
+    control, fold, _ = fitted("graph-mamba(width=8; layers=1; state=4; epochs=1; walk_length=0; mixer=attention)")
+    assert not control.explain(fold.test.blind()).tables
 
 
 def test_ways_without_an_end_and_weights_are_noted() -> None:

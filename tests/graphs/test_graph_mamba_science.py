@@ -19,7 +19,7 @@ from latticework.core.errors import UserError
 from latticework.data.graphs import GivenGraphSet, GraphSet
 from latticework.data.images import from_arrays
 from latticework.graphs.batching import Packed
-from latticework.graphs.graph_mamba import GraphMamba, NodeLayer, orders, tokenise
+from latticework.graphs.graph_mamba import GraphMamba, GraphMambaMethod, NodeLayer, orders, tokenise
 from latticework.graphs.graph_mamba.network import FullAttention, GINLayer, LocalEncoder, Sequences
 from latticework.graphs.graph_mamba.tokens import codes_of, csr_of, importance, induced_edges, lengths_of, with_sequences
 from latticework.graphs.long_range import (
@@ -282,6 +282,24 @@ def test_message_passing_equals_a_dense_product_with_and_without_edge_features()
     torch.testing.assert_close(with_edges(h, None, graph.edge_index, edge_x), with_edges.mlp(h + near), rtol=0, atol=1e-12)
 
 
+def test_messages_go_both_ways_where_asked_with_edge_features_too() -> None:
+    one_way = torch.tensor([[0, 1, 2, 2], [1, 2, 0, 3]])  # a triangle with a tail, each edge written once
+    edge_x = torch.randn(4, 2)
+    written = Data(x=torch.randn(4, 3), edge_index=one_way, edge_attr=edge_x)
+    both = Data(x=written.x, edge_index=torch.cat([one_way, one_way.flip(0)], 1), edge_attr=torch.cat([edge_x, edge_x]))
+    torch.manual_seed(0)
+    net = GraphMamba(3, 2, 8, 1, mixer="none", both_ways=True, reads="nodes", edges=2).eval()
+
+    def answer(graph: Data) -> torch.Tensor:
+        given = graph.clone()
+        given.place = torch.arange(4)
+        return net(Packed([given]).batch(torch.arange(1)))
+
+    torch.testing.assert_close(answer(written), answer(both), rtol=0, atol=1e-6)
+    net.both_ways = False
+    assert (answer(written) - answer(both)).abs().max() > 1e-3
+
+
 def test_attention_of_a_padded_graph_is_that_of_the_graph_alone() -> None:
     torch.manual_seed(0)
     net = FullAttention(8, 2).double().eval()
@@ -430,6 +448,11 @@ def test_what_is_not_finite_or_too_long_is_named() -> None:
         network(0)(Packed(prepared(graphs, 0)).batch(torch.arange(2)))
     with pytest.raises(ValueError, match="8 steps is longer than the 7"):
         network(0, longest=7)(Packed(prepared(random_graphs(2), 0)).batch(torch.arange(2)))
+    schema = {"rule": "given", "features": ["a"], "edge inputs": 0, "reads": "graph"}
+    long = [Data(x=torch.zeros(9, 1), edge_index=torch.zeros(2, 0, dtype=torch.int64), num_nodes=9)]
+    with pytest.raises(UserError, match="9 nodes"):
+        GraphMambaMethod(longest=8).prepare(long, schema)
+    GraphMambaMethod(longest=8, mixer="none").prepare(long, schema)  # no sequence, no limit
 
 
 # -- what it can tell apart ------------------------------------------------------------------------------------------------

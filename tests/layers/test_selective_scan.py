@@ -118,6 +118,26 @@ def test_extreme_decay_neither_overflows_nor_divides() -> None:
     assert bool(torch.isnan(got[0, 5:]).all()) and bool(torch.isfinite(got[0, :5]).all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_step_so_large_that_all_is_forgotten_has_no_gradient_by_the_decay(dtype: torch.dtype) -> None:
+    u, delta, A, B, C, D = (x.detach().to(dtype) for x in pieces(1, 6, 2, 3))
+    A = A.requires_grad_()
+    for backend in ("numba", "torch"):
+        y = selective_scan(u, delta + 1e20, A, B, C, D, backend=backend)  # type: ignore[arg-type]
+        [by_A] = torch.autograd.grad(y.sum(), A)
+        assert not by_A.any(), backend
+
+
+def test_mixed_precision() -> None:
+    torch.manual_seed(0)
+    net, x = block().float().eval(), torch.randn(2, 9, 6)
+    whole = net(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = net(x)
+    half.sum().backward()
+    assert far(half.double(), whole.double()) < 0.05 and all(torch.isfinite(p.grad).all() for p in net.parameters())
+
+
 @pytest.mark.parametrize("backend", ["numba", "torch"])
 def test_causal_bit_by_bit(backend: Any) -> None:
     held = [x.detach() for x in pieces(2, 80, 5, 4)]
@@ -237,6 +257,9 @@ def test_mistakes_are_named() -> None:
         block()(torch.zeros(1, 9, 5, dtype=torch.float64))
     with pytest.raises(ValueError, match="1 or more"):
         SelectiveSSM(4, 0)
+    for wrong in ({"dropout": 1.5}, {"longest": -1}):
+        with pytest.raises(ValueError, match=r"dropout lies in"):
+            block(**wrong)
 
 
 def test_a_direction_equals_the_block_of_mambapy() -> None:

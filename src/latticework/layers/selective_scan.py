@@ -38,13 +38,13 @@ Backend = Literal["auto", "numba", "torch"]
 EVERY = 32  # steps from one kept state to the next
 BLOCK = 64  # channels of one unit of parallel work
 GROUPS = 16  # units that a batch of sequences is cut into; fixed, so that sums do not depend on the number of threads
-_FLOATS = (torch.float32, torch.float64)
+_FLOATS, _HALVES = (torch.float32, torch.float64), (torch.float16, torch.bfloat16)
 
 
 # -- the exponential function -----------------------------------------------------------------------------------------------
 # numba's exp is a call for each number, which keeps the loops from using vector registers. This one is plain arithmetic:
 # x = n ln 2 + r with |r| <= ln 2 / 2 and a polynomial in r; within 2 units in the last place for -87 <= x <= 88 (float32) or
-# -708 <= x <= 709 (float64), held at these ends beyond; NaN stays NaN.
+# -708 <= x <= 709 (float64); 0 below, held at the upper end above; NaN stays NaN.
 @intrinsic
 def _bits(typing: Any, x: Any) -> Any:
     """The bits of a float as an integer of the same size, or back."""
@@ -85,6 +85,7 @@ def _fast_exp(x: Any) -> Any:  # pragma: no cover - compiled
     if x == types.float32:
 
         def single(x: Any) -> Any:
+            none = x < _LEAST32
             x = _LEAST32 if x < _LEAST32 else x
             x = _MOST32 if x > _MOST32 else x
             shifted = x * _LOG2E32 + _M32
@@ -98,11 +99,13 @@ def _fast_exp(x: Any) -> Any:  # pragma: no cover - compiled
             p = p * r + _C32[2]
             p = p * r + _C32[1]
             p = p * r + _C32[0]
-            return p * _bits(np.int32((_bits(shifted) + _EXPONENT32) << _SHIFT32))
+            found = p * _bits(np.int32((_bits(shifted) + _EXPONENT32) << _SHIFT32))
+            return np.float32(0) if none else found
 
         return single
 
     def double(x: Any) -> Any:
+        none = x < _LEAST64
         x = _LEAST64 if x < _LEAST64 else x
         x = _MOST64 if x > _MOST64 else x
         shifted = x * _LOG2E64 + _M64
@@ -122,7 +125,8 @@ def _fast_exp(x: Any) -> Any:  # pragma: no cover - compiled
         p = p * r + _C64[2]
         p = p * r + _C64[1]
         p = p * r + _C64[0]
-        return p * _bits(np.int64((_bits(shifted) + _EXPONENT64) << _SHIFT64))
+        found = p * _bits(np.int64((_bits(shifted) + _EXPONENT64) << _SHIFT64))
+        return 0.0 if none else found
 
     return double
 
@@ -374,8 +378,8 @@ def selective_scan(
 
     ``u``, ``delta`` [b, l, e] (delta >= 0 after its softplus, A < 0 in Mamba; any sign is computed); ``A`` [e, N]; ``B``, ``C``
     [b, l, N]; ``D`` [e], left out: 0 -> y [b, l, e]. `mask` bool [b, l]: a step that is False leaves the state as it is and
-    gives 0. ``reverse=True`` runs from the last step to the first. float32 or float64, the same for all; float16 and bfloat16
-    are computed in float32.
+    gives 0. ``reverse=True`` runs from the last step to the first. float32 or float64, the same for all; where any is float16 or
+    bfloat16 (as under autocast) all such are computed in float32. ``y`` has the dtype of u.
 
     `backend`: ``numba``, compiled kernels with a hand-written gradient (CPU only; not differentiable twice), ``torch``, chunks of
     `chunk` steps (twice differentiable; memory b chunk^2 e N for a moment), ``auto`` the kernels on a CPU and torch elsewhere.
@@ -388,8 +392,7 @@ def selective_scan(
     D = u.new_zeros(u.shape[-1]) if D is None else D
     _fits(u, delta, A, B, C, D, mask, chunk)
     given = u.dtype
-    if given in (torch.float16, torch.bfloat16):
-        u, delta, A, B, C, D = (x.float() for x in (u, delta, A, B, C, D))
+    u, delta, A, B, C, D = (x.float() if x.dtype in _HALVES else x for x in (u, delta, A, B, C, D))
     kinds = {x.dtype for x in (u, delta, A, B, C, D)}
     if len(kinds) > 1 or u.dtype not in _FLOATS:
         raise TypeError(f"all of one dtype, float32 or float64, not {', '.join(sorted(str(k) for k in kinds))}")
@@ -513,6 +516,8 @@ class BidirectionalMamba(nn.Module):
         bidirectional: bool = True, dropout: float = 0.0, longest: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
+        if not 0 <= dropout < 1 or longest < 0:
+            raise ValueError(f"dropout lies in [0, 1) and longest is 0 or more: {dropout} and {longest} were given")
         inner = inner or 2 * width
         self.width, self.longest = width, longest
         self.norm = nn.LayerNorm(width)

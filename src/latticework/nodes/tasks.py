@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
+import scipy.sparse as sp
 from numpy.typing import NDArray
+from scipy.sparse.csgraph import dijkstra
 
 from latticework.core.dataset import Dataset
 from latticework.core.errors import UserError
@@ -330,7 +332,11 @@ class NodeClassification(NodeAnswers):
         task.check(graph)
         split = task.split(graph, name)
         schema = schema_of(graph)
-        slices = node_slices(graph) | homophily_halves(graph, np.flatnonzero(split == TEST))
+        slices = (
+            node_slices(graph)
+            | homophily_halves(graph, np.flatnonzero(split == TEST))
+            | label_distances(graph, np.flatnonzero(split == TRAIN))
+        )
         parts = [
             task._part(graph, np.flatnonzero(split == code), schema, slices if code == TEST else {})
             for code in (TRAIN, VALID, TEST)
@@ -435,6 +441,16 @@ def homophily_halves(graph: Graph, nodes: Array) -> dict[str, tuple[Array, tuple
     group = np.full(graph.nodes, -1, np.int64)
     group[nodes[known]] = upper_half(local[known])
     return {"homophily": (group, ("low", "high"))}
+
+
+def label_distances(graph: Graph, labelled: Array) -> dict[str, tuple[Array, tuple[str, ...]]]:
+    """Nodes by their hops to the nearest labelled one of training, against edges too; for the judge alone."""
+    if not len(labelled):
+        return {}
+    u, v = graph.edge_index
+    A = sp.csr_array((np.ones(len(u), np.int8), (u, v)), shape=(graph.nodes, graph.nodes))
+    hops = dijkstra(A, directed=False, indices=labelled, unweighted=True, min_only=True)
+    return {"hops to a train node": (np.minimum(hops, 6).astype(np.int64), ("0", "1", "2", "3", "4", "5", "6 or more, or none"))}
 
 
 def node_slices(graph: Graph) -> dict[str, tuple[Array, tuple[str, ...]]]:

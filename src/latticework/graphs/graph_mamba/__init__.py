@@ -14,6 +14,17 @@ from __future__ import annotations
 
 from .method import GraphMambaMethod, GraphMambaModel
 from .network import GraphMamba, NodeLayer
-from .tokens import Tokens, orders, tokenise
+from .tokens import Tokens, csr_of, importance, orders, tokenise, with_sequences
 
-__all__ = ["GraphMamba", "GraphMambaMethod", "GraphMambaModel", "NodeLayer", "Tokens", "orders", "tokenise"]
+__all__ = [
+    "GraphMamba",
+    "GraphMambaMethod",
+    "GraphMambaModel",
+    "NodeLayer",
+    "Tokens",
+    "csr_of",
+    "importance",
+    "orders",
+    "tokenise",
+    "with_sequences",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -23,6 +24,9 @@ from ..batching import Packed
 from ..network import GRAPH_TASKS, GraphModel, GraphNetwork, answers_of, degree_of, device_of, outputs_of
 from .network import Encoder, GraphMamba, Mixer
 from .tokens import Ordering, codes_of, csr_of, importance, with_sequences
+
+
+MOST_TIMED = 8192  # nodes; attention over more takes long and gigabytes
 
 
 def is_graph(part: Part) -> bool:
@@ -66,14 +70,16 @@ class GraphMambaModel(GraphModel):
         return sum(found) / len(found)
 
     def explain(self, part: Part) -> Findings:
-        """What the walks saw: by length, how many different nodes a token holds, and how often a walk came back."""
+        """What a pass costs beside attention of equal width, and what the walks saw: different nodes in a token, ways back, by length."""
         method: Any = self.method
-        if not method.walk_length:
-            return Findings()
         graphs = [bare(part.data)] if is_graph(part) else list(part.data)
         if not graphs:
             return Findings()
         made = method.prepare(graphs, self.schema)
+        tables = {"a pass against attention of equal width": cost} if (cost := self.cost(made)) else {}
+        pairs = {"pairs that attention among all nodes would look at": int(sum(int(g.num_nodes or 0) ** 2 for g in made))}
+        if not method.walk_length:
+            return Findings(pairs, tables)
         slots = method.walk_length * method.repeats + 1
         sizes = torch.cat([g.token_size.view(-1, slots) for g in made]).double()
         shape = torch.cat([g.token_shape.view(-1, slots, 2) for g in made]).double()
@@ -86,10 +92,32 @@ class GraphMambaModel(GraphModel):
                     "share of steps back at the node": float(shape[:, at, 1].mean()),
                 })  # fmt: skip
         scalars = {
-            "tokens a node": slots, "steps in all sequences": int(sizes.shape[0] * slots),
-            "pairs that attention among all nodes would look at": int(sum(int(g.num_nodes or 0) ** 2 for g in made)),
+            "tokens a node": slots, "steps in all sequences": int(sizes.shape[0] * slots), **pairs,
         }  # fmt: skip
-        return Findings(scalars, {"what the walks saw": rows} if rows else {})
+        return Findings(scalars, ({"what the walks saw": rows} if rows else {}) | tables)
+
+    def cost(self, made: Sequence[Data]) -> list[dict[str, Any]]:
+        """Seconds of a pass over the largest prepared graph, here and with attention over its nodes instead (the best of three)."""
+        method: Any = self.method
+        largest = max(made, key=lambda g: int(g.num_nodes or 0))
+        n = int(largest.num_nodes or 0)
+        if method.mixer != "mamba" or n > MOST_TIMED:
+            return []
+        device = device_of(self.net)
+        with torch.random.fork_rng():
+            other = method.but(mixer="attention")
+            attending = other.module(self.schema["inputs"], outputs_of(self.schema), self.schema).to(device).eval()
+        batch = Packed([largest], device).batch(torch.zeros(1, dtype=torch.int64))
+        rows = []
+        for name, net in (("selective scan", self.net), ("attention", attending)):
+            seconds = []
+            for _ in range(3):
+                started = time.perf_counter()
+                with torch.no_grad():
+                    net(batch).sum().item()  # waits for a device
+                seconds.append(time.perf_counter() - started)
+            rows.append({"nodes are read by": name, "nodes": n, "milliseconds a pass": 1000 * min(seconds)})
+        return rows
 
 
 class GraphMambaMethod(GraphNetwork):
@@ -167,7 +195,7 @@ class GraphMambaMethod(GraphNetwork):
         column = schema["features"].index(schema["asked"]) if schema["reads"] == "asked" else -1
         for graph, given in zip(made, graphs, strict=True):
             n = int(graph.num_nodes or 0)
-            if n > self.longest:
+            if self.mixer != "none" and n > self.longest:
                 raise UserError(
                     f"a graph has {n} nodes, and sequences are at most longest={self.longest}; raise it, or cut the graph"
                 )

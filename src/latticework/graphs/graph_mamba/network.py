@@ -45,6 +45,14 @@ class GINLayer(nn.Module):
         return out
 
 
+def both_directions(edge_index: Tensor, edge_x: Tensor) -> tuple[Tensor, Tensor]:
+    """The edges with, for each that has no edge the other way, one with the same features; int64 [2, m], [m, D]."""
+    source, target = edge_index
+    n = int(edge_index.max()) + 1 if edge_index.numel() else 0
+    alone = ~torch.isin(target * n + source, source * n + target)
+    return torch.cat([edge_index, edge_index[:, alone].flip(0)], 1), torch.cat([edge_x, edge_x[alone]])
+
+
 def means_of(sizes: Any, columns: Any, width: int) -> SparseOperator:
     """[T, width]: row t is the mean over its `sizes[t]` columns; `columns` int [K], token after token. No size is 0."""
     values = np.repeat((1 / sizes).astype(np.float32), sizes)
@@ -204,8 +212,11 @@ class GraphMamba(GraphNet):
             n = len(h)
             indptr, indices = csr_of(batch.edge_index.flip(0).cpu().numpy(), n, self.both_ways)
             sums = SparseOperator.unchecked(indptr, indices, np.ones(len(indices), np.float32), (n, n))
+        edge_index, edge_x = batch.edge_index, batch.get("edge_attr")
+        if self.both_ways and edge_x is not None:
+            edge_index, edge_x = both_directions(edge_index, edge_x)
         for layer in self.layers:
-            h = layer(h, sequences, sums, batch.edge_index, batch.get("edge_attr"))
+            h = layer(h, sequences, sums, edge_index, edge_x)
         out: Tensor = self.norm(h)
         return out
 
