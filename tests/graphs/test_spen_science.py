@@ -240,16 +240,28 @@ def test_mistakes_of_egos_are_named() -> None:
     star = of_networkx(nx.star_graph(6))
     with pytest.raises(ValueError, match="hops must be 1 or more, is 0"):
         egos_of(union_of([star]), 0)
-    with pytest.raises(ValueError, match=r"graph 1, node 0: its ego has 7 nodes, and at most 5"):
+    with pytest.raises(ValueError, match=r"graph 1: node 0: its ego has 7 nodes, and at most 5"):
         egos_of(union_of([of_networkx(nx.path_graph(3)), star]), 1, 5)
-    with pytest.raises(ValueError, match="graph 0 has 7 nodes, and at most 5"):
+    with pytest.raises(ValueError, match="graph 0: has 7 nodes, and at most 5"):
         whole_graphs(union_of([star]), 5)
     with pytest.raises(ValueError, match="graph 0: an edge names node 9, and its nodes are 0 to 2"):
         union_of([Data(edge_index=torch.tensor([[0, 9], [1, 0]]), num_nodes=3)])
     with pytest.raises(ValueError, match="an edge names node -1"):
         union_of([Data(edge_index=torch.tensor([[0, -1], [1, 0]]), num_nodes=3)])
-    with pytest.raises(ValueError, match="graph 1 has no node"):
+    with pytest.raises(ValueError, match="graph 1: has no node"):
         union_of([star, Data(edge_index=torch.zeros(2, 0, dtype=torch.long), num_nodes=0)])
+    with pytest.raises(ValueError, match="graph 1: has no edge_index"):
+        with_egos([star, Data(num_nodes=2)])
+    plain, edges = Data(edge_index=star.edge_index, num_nodes=7), star.num_edges
+    for key, rows in (("x", 7), ("edge_attr", edges)):
+        held, wider = plain.clone(), plain.clone()
+        held[key], wider[key] = torch.zeros(rows, 2), torch.zeros(rows, 3)
+        with pytest.raises(ValueError, match=f"graph 1: has no {key}, unlike graph 0"):
+            with_egos([held, plain])
+        with pytest.raises(ValueError, match=f"graph 1: has {key}, unlike graph 0"):
+            with_egos([plain, held])
+        with pytest.raises(ValueError, match=f"graph 1: its {key} is .* columns must agree"):
+            with_egos([held, wider])
     for sizes, widths, norm in (([], (8,), "graph"), ([1], (), "graph"), ([1], (8,), "batch")):
         with pytest.raises(ValueError, match=r"one layer|norm must be"):
             SPEN(1, 2, sizes, widths, norm=norm)  # type: ignore[arg-type]
@@ -317,6 +329,15 @@ def test_equal_classes_are_given_the_first_layer_as_equal_input(graphs: list[nx.
         X = T2[batch.ego_pair[start : start + size * size]]
         start += size * size
         assert torch.equal(held.setdefault(kind, X), X)
+
+
+def test_graphs_prepared_apart_may_meet_in_a_batch() -> None:
+    whole: Any = open_data("rings-and-cliques(graphs=12; seed=0)").read()
+    graphs = whole.graphs()
+    torch.manual_seed(0)
+    net = SPEN(graphs[0].x.shape[1], 3, [1, 2, 3, 4], (4, 4)).double().eval()
+    apart = doubled(Batch.from_data_list([g for graph in graphs for g in with_egos([graph])]))
+    torch.testing.assert_close(net(apart), net(batch_of(graphs)), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("hops", [1, 2])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 import torch
@@ -25,8 +25,25 @@ from latticework.core.value import setting
 
 from .batching import Packed
 
+T = TypeVar("T")
 GRAPH_TASKS = ("graph-classification", "graph-regression", "subgraph-counting")
 MOST_DEGREES = 128  # one-hot degrees: at most so many columns, however large the largest hub
+
+
+class GraphFault(UserError):
+    """What is wrong with one graph of those given, by its place; `told_by_id` puts the user's id there."""
+
+    def __init__(self, graph: int, words: str) -> None:
+        super().__init__(f"graph {graph}: {words}")
+        self.graph, self.words = graph, words
+
+
+def told_by_id(part: Part, work: Callable[[], T]) -> T:
+    """What `work` gives on a part's graphs; a fault names its graph by the user's id."""
+    try:
+        return work()
+    except GraphFault as fault:
+        raise UserError(f"graph {part.query.ids[fault.graph]!r}: {fault.words}") from None
 
 
 class GraphNet(nn.Module):
@@ -62,7 +79,7 @@ class GraphModel(Model):
         if not len(part.data):
             return np.zeros((0, outputs_of(self.schema)))
         device = device_of(self.net)
-        packed = Packed(self.method.prepare(part.data, self.schema), device)
+        packed = Packed(self.method.ready(part, self.schema), device)
         with torch.no_grad():
             out = torch.cat([self.net(packed.batch(rows)) for rows in packed.batches(self.method.batch)])
         return answers_of(out, self.schema, self.centre, self.scale)
@@ -123,6 +140,10 @@ class GraphNetwork(Backbone):
         """New graphs with what the net needs; once a part. `schema` is what `settled` gave. The given ones stay as they are."""
         return with_features(graphs, schema)
 
+    def ready(self, part: Part, schema: Mapping[str, Any]) -> list[Data]:
+        """`prepare` of a part's graphs."""
+        return told_by_id(part, lambda: self.prepare(part.data, schema))
+
     def redraw(self, graphs: list[Data], schema: Mapping[str, Any], epoch: int, run: Run) -> list[Data] | None:
         """The prepared train graphs anew for an epoch, where something in them is drawn (walks); none: as they were."""
         return None
@@ -151,7 +172,7 @@ class GraphNetwork(Backbone):
 def fit_network(method: GraphNetwork, part: Part, valid: Part | None, run: Run) -> GraphModel:
     """Mini-batch training; the weights of the best epoch on the valid part are kept (the last, without one)."""
     schema = method.settled(part)
-    graphs = method.prepare(part.data, schema)
+    graphs = method.ready(part, schema)
     packed = Packed(graphs, run.device)
     centre, scale = target_scale(part)
     target = targets_of(part, centre, scale).to(run.device)
@@ -179,7 +200,7 @@ def fit_network(method: GraphNetwork, part: Part, valid: Part | None, run: Run) 
 
     watch = None
     if valid is not None:
-        held = Packed(method.prepare(valid.data, schema), run.device)
+        held = Packed(method.ready(valid, schema), run.device)
         watch = watching(method, net, held, valid, targets_of(valid, centre, scale), (centre, scale), run)
     patience = Patience(epochs=method.patience)
     epoch = train(

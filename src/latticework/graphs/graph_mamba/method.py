@@ -21,10 +21,9 @@ from latticework.core.training import Patience, Watch, train
 from latticework.core.value import setting
 
 from ..batching import Packed
-from ..network import GRAPH_TASKS, GraphModel, GraphNetwork, answers_of, degree_of, device_of, outputs_of
+from ..network import GRAPH_TASKS, GraphFault, GraphModel, GraphNetwork, answers_of, degree_of, device_of, outputs_of, told_by_id
 from .network import Encoder, GraphMamba, Mixer
 from .tokens import Ordering, codes_of, csr_of, importance, with_sequences
-
 
 MOST_TIMED = 8192  # nodes; attention over more takes long and gigabytes
 
@@ -55,7 +54,7 @@ class GraphMambaModel(GraphModel):
         graphs = [bare(part.data)] if is_graph(part) else list(part.data)
         if not graphs:
             return np.zeros((0, outputs_of(self.schema)))
-        made = method.prepare(graphs, self.schema)
+        made = told_by_id(part, lambda: method.prepare(graphs, self.schema))
         found = []
         for draw in range(method.draws if method.draws_matter() else 1):
             packed = Packed(made if draw == 0 else method.drawn(made, draw=draw), device)
@@ -193,12 +192,11 @@ class GraphMambaMethod(GraphNetwork):
     def prepare(self, graphs: Sequence[Data], schema: Mapping[str, Any]) -> list[Data]:
         made = super().prepare(graphs, schema)
         column = schema["features"].index(schema["asked"]) if schema["reads"] == "asked" else -1
-        for graph, given in zip(made, graphs, strict=True):
+        for number, (graph, given) in enumerate(zip(made, graphs, strict=True)):
             n = int(graph.num_nodes or 0)
             if self.mixer != "none" and n > self.longest:
-                raise UserError(
-                    f"a graph has {n} nodes, and sequences are at most longest={self.longest}; raise it, or cut the graph"
-                )
+                words = f"it has {n} nodes, and sequences are at most longest={self.longest}; raise it, or cut the graph"
+                raise GraphFault(number, words)
             indptr, indices = csr_of(graph.edge_index.numpy(), n, self.both_ways)
             graph.value = torch.from_numpy(importance(indptr, indices, self.ordering))
             if self.pe != "none":

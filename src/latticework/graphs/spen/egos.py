@@ -9,6 +9,7 @@ Source: "Subgraph Permutation Equivariant Networks" (arXiv 2111.11840), section 
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,14 @@ from numpy.typing import NDArray
 from torch_geometric.data import Data
 
 Array = NDArray[Any]
+
+
+class GraphError(ValueError):
+    """What is wrong with one of the given graphs: its place among them, and what was found."""
+
+    def __init__(self, graph: int, words: str) -> None:
+        super().__init__(f"graph {graph}: {words}")
+        self.graph, self.words = graph, words
 
 
 class Union(NamedTuple):
@@ -47,7 +56,7 @@ class Pairs(NamedTuple):
 
 class EgoGraph(Data):
     """A graph with its egos: `ego_size` [E], `ego_node` [sum m], `ego_pair` [sum m^2] (places among the graph's pairs), `ego_class`
-    [E] (equal number, equal input), `pair_count` [P], `node_pair` [n] (the place of (i, i)), `edge_pair` [m'], `edge_norm` [m'],
+    [E] (equal number, equal input, among the graphs of one `ego_call`), `pair_count` [P], `node_pair` [n] (the place of (i, i)), `edge_pair` [m'], `edge_norm` [m'],
     `edge_channels` [m', D], `ego_total`, `pair_total`."""
 
     def __inc__(self, key: str, value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -59,15 +68,28 @@ class EgoGraph(Data):
 
 
 def union_of(graphs: Sequence[Data]) -> Union:
-    """The disjoint union. ``ValueError`` for a graph without a node, or an edge that names a node outside its graph."""
+    """The disjoint union.
+
+    ``GraphError`` (a ``ValueError``) for a graph without a node or an `edge_index`, an edge that names a node outside its graph,
+    or features that the first graph lacks, has alone or has in other columns.
+    """
     sizes = np.array([int(g.num_nodes or 0) for g in graphs], np.int64)
     if len(sizes) and sizes.min() < 1:
-        raise ValueError(f"graph {int(np.argmin(sizes))} has no node: there is no ego to look at")
+        raise GraphError(int(np.argmin(sizes)), "has no node: there is no ego to look at")
+    for number, graph in enumerate(graphs):
+        if graph.edge_index is None:
+            raise GraphError(number, "has no edge_index; give an empty one, [2, 0], where it has no edges")
+        for key in ("x", "edge_attr"):
+            first, own = graphs[0].get(key), graph.get(key)
+            if (first is None) != (own is None):
+                raise GraphError(number, f"has {'no ' if own is None else ''}{key}, unlike graph 0; all have it or none")
+            if own is not None and first is not None and (own.ndim, own.shape[1:]) != (first.ndim, first.shape[1:]) and len(own):
+                raise GraphError(number, f"its {key} is {list(own.shape)}, and graph 0's {list(first.shape)}: columns must agree")
     edges = [g.edge_index.numpy() for g in graphs]
     for number, (edge, n) in enumerate(zip(edges, sizes.tolist(), strict=True)):
         if edge.size and (edge.min() < 0 or edge.max() >= n):
             worst = edge.min() if edge.min() < 0 else edge.max()
-            raise ValueError(f"graph {number}: an edge names node {int(worst)}, and its nodes are 0 to {n - 1}")
+            raise GraphError(number, f"an edge names node {int(worst)}, and its nodes are 0 to {n - 1}")
     ptr = np.concatenate([[0], np.cumsum(sizes)])
     u, v = np.concatenate([e + p for e, p in zip(edges, ptr[:-1], strict=True)], axis=1) if edges else np.zeros((2, 0), np.int64)
     A = sp.csr_array((np.ones(len(u), np.float32), (u, v)), shape=(int(ptr[-1]),) * 2)
@@ -101,7 +123,7 @@ def whole_graphs(union: Union, most: int = 0) -> Egos:
     """One ego a graph, that holds all of it: what a global network looks at. ``ValueError`` as `egos_of`."""
     sizes = np.diff(union.ptr)
     if most and len(sizes) and sizes.max() > most:
-        raise ValueError(f"graph {int(sizes.argmax())} has {int(sizes.max())} nodes, and at most {most} are looked at together")
+        raise GraphError(int(sizes.argmax()), f"has {int(sizes.max())} nodes, and at most {most} are looked at together")
     return Egos(sizes, np.arange(union.ptr[-1]), np.arange(len(sizes) + 1))
 
 
@@ -115,10 +137,8 @@ def _refuse_large(R: sp.csr_array, union: Union, most: int) -> None:
     if most and len(sizes) and sizes.max() > most:
         node = int(sizes.argmax())
         graph = int(np.searchsorted(union.ptr, node, "right")) - 1
-        raise ValueError(
-            f"graph {graph}, node {node - int(union.ptr[graph])}: its ego has {int(sizes[node])} nodes, and at most {most} are looked "
-            "at together"
-        )
+        own = node - int(union.ptr[graph])
+        raise GraphError(graph, f"node {own}: its ego has {int(sizes[node])} nodes, and at most {most} are looked at together")
 
 
 def pairs_of(union: Union, egos: Egos) -> Pairs:
@@ -312,6 +332,7 @@ def with_egos(graphs: Sequence[Data], hops: int = 1, most: int = 200, whole: boo
         "edge_norm": (norm.astype(np.float64), A.indptr[union.ptr], None),
         "edge_channels": (channels, A.indptr[union.ptr], None),
     }
+    call = uuid.uuid4().int >> 65  # classes of two calls have nothing to do with each other, and may meet in one batch
     made = []
     for g, graph in enumerate(graphs):
         new = EgoGraph(**{key: graph[key] for key in graph.keys()})  # noqa: SIM118  (a Data is no mapping)
@@ -320,6 +341,7 @@ def with_egos(graphs: Sequence[Data], hops: int = 1, most: int = 200, whole: boo
             own = values[ptr[g] : ptr[g + 1]]
             new[key] = torch.from_numpy(own - before[g] if before is not None else own.copy())
         new.ego_total, new.pair_total = int(egos.ptr[g + 1] - egos.ptr[g]), int(pairs.ptr[g + 1] - pairs.ptr[g])
+        new.ego_call = call
         made.append(new)
     return made
 

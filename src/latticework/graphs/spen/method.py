@@ -18,8 +18,8 @@ from latticework.core.svg import bars
 from latticework.core.task import Part
 from latticework.core.value import setting
 
-from ..network import GraphModel, GraphNetwork, inputs_of, with_features
-from .egos import egos_of, union_of, with_egos
+from ..network import GraphFault, GraphModel, GraphNetwork, inputs_of, told_by_id, with_features
+from .egos import GraphError, egos_of, union_of, with_egos
 from .network import SPEN, weight_size
 
 
@@ -46,7 +46,7 @@ class SPENModel(GraphModel):
 
     def explain(self, part: Part) -> Findings:
         """Sizes of the egos asked about, the weights each takes, how many of them differ, and what is held against a global net."""
-        graphs = self.method.prepare(part.data, self.schema)
+        graphs = self.method.ready(part, self.schema)
         if not graphs:
             return Findings()
         size = torch.cat([g.ego_size for g in graphs]).numpy()
@@ -128,7 +128,7 @@ class SPENMethod(GraphNetwork):
     def settled(self, train: Part) -> dict[str, Any]:
         rule = "constant" if self.features == "auto" and not train.schema["features"] else self.features
         schema = dict(train.schema) | inputs_of(rule, train.data, train.schema)
-        sizes = self._found(lambda: egos_of(union_of(train.data), self.hops, self.max_ego).size)
+        sizes = told_by_id(train, lambda: self._found(lambda: egos_of(union_of(train.data), self.hops, self.max_ego).size))
         return schema | {"weight sizes": weight_sizes(sizes, self.cap), "ego sizes": np.unique(sizes).tolist()}
 
     def prepare(self, graphs: Sequence[Data], schema: Mapping[str, Any]) -> list[Data]:
@@ -156,6 +156,8 @@ class SPENMethod(GraphNetwork):
     def _found(self, work: Callable[[], Any]) -> Any:
         try:
             return work()
+        except GraphError as reason:
+            raise GraphFault(reason.graph, f"{reason.words}{self._advice(reason.words)}") from None
         except ValueError as reason:
             raise UserError(f"{self.name}: {reason}{self._advice(str(reason))}") from None
 

@@ -70,6 +70,9 @@ def plan_of(batch: Any) -> Plan:
     # index arithmetic in numpy, once a batch
     size, kind = batch.ego_size.cpu().numpy(), batch.ego_class.cpu().numpy()
     graph = np.repeat(np.arange(batch.num_graphs), np.atleast_1d(_numpy(batch.ego_total)))
+    calls, call = np.unique(np.atleast_1d(_numpy(batch.ego_call)), return_inverse=True)
+    if len(calls) > 1:
+        kind = (size * len(calls) + call[graph]) * (kind.max(initial=0) + 1) + kind
     start_node, start_pair = np.cumsum(size) - size, np.cumsum(size**2) - size**2
     order = np.argsort(size, kind="stable")
     _, first, which = np.unique(kind, return_index=True, return_inverse=True)  # classes rise with the size
