@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch_geometric.nn import SAGEConv
+from torch_geometric.nn import GATConv, SAGEConv
 from torch_geometric.nn.aggr import LCMAggregation
 
 from latticework.graphs.learnable_monoid import (
@@ -405,6 +405,22 @@ def test_it_drops_into_a_layer_of_pyg(name: str) -> None:
         torch.testing.assert_close(conv(x, edges)[5], conv.lin_l.bias)
 
 
+@pytest.mark.parametrize("make", [LearnableMonoid, RecurrentAggregation])
+def test_heads_are_folded_one_by_one(make: Any) -> None:
+    torch.manual_seed(0)
+    fold = make(3, 4).eval()
+    x, index = torch.randn(9, 2, 3), torch.tensor([0, 3, 1, 2, 0, 4, 1, 1, 3])
+    found = fold(x, index, dim=0, dim_size=6)
+    by_hand = torch.stack([fold(x[:, head], index, dim_size=6) for head in range(2)], 1)
+    torch.testing.assert_close(found, by_hand)
+    ptr = torch.tensor([0, 4, 4, 9])  # an empty group between, and one at the end that the elements do not show
+    torch.testing.assert_close(fold(x[:, 0], ptr=ptr), fold(x[:, 0], torch.repeat_interleave(torch.arange(3), ptr.diff())))
+    assert fold(x[:, 0], ptr=torch.tensor([0, 4, 9, 9])).shape == (3, 4)
+    conv = GATConv(6, 3, heads=2, aggr=make(3, 3)).eval()
+    edges = torch.tensor([[0, 3, 1, 2, 0, 4], [2, 1, 2, 0, 1, 2]])
+    assert conv(torch.randn(6, 6), edges).shape == (6, 6)
+
+
 def test_the_trees_of_a_graph_are_built_once() -> None:
     fold, index = monoid(3), torch.arange(20) % 3
     counts = torch.bincount(index)
@@ -421,6 +437,11 @@ def test_mistakes_are_named(make: Any) -> None:
         make(3, 4, project=False)
     with pytest.raises(ValueError, match="random, canonical or given"):
         make(3, 4, order="sorted")
+    for wrong in ({"draws": 2.5}, {"draws": 0}):
+        with pytest.raises(ValueError, match="1 draw or more"):
+            make(3, 4, **wrong)
+    with pytest.raises(ValueError, match="widths are 1 or more"):
+        make(3, 0)
     fold = make(3, 4)
     x, index = torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
     for bad, where, words in (
@@ -435,7 +456,11 @@ def test_mistakes_are_named(make: Any) -> None:
         fold(x, index, dim_size=1)
     with pytest.raises(ValueError, match="two-dimensional"):
         fold(x[None], index, dim=1)
+    with pytest.raises(ValueError, match="element 2 has destination 1 where there are 1"):
+        fold(torch.randn(4, 2, 3), torch.tensor([0, 0, 1, 0]), dim=0, dim_size=1)
     if make is LearnableMonoid:
+        with pytest.raises(ValueError, match="weights of the laws are 0 or more"):
+            make(3, 4, associativity=-1.0)
         with pytest.raises(ValueError, match="the operator is gru, mlp"):
             make(3, 4, op="mean")
     with pytest.raises(ValueError, match="aggregations are lcm, gru"):

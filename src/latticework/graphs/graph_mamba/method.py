@@ -169,8 +169,8 @@ class GraphMambaMethod(GraphNetwork):
         return None
 
     def draws_matter(self) -> bool:
-        """Whether anything is drawn when answering: walks, or an order with ties."""
-        return bool(self.walk_length) or self.mixer == "mamba"
+        """Whether anything is drawn when answering: walks, an order with ties, or the signs of eigenvectors."""
+        return bool(self.walk_length) or self.mixer == "mamba" or self.pe == "laplacian"
 
     # -- the network -------------------------------------------------------------------------------------------------
     def module(self, inputs: int, outputs: int, schema: Mapping[str, Any]) -> nn.Module:
@@ -206,16 +206,16 @@ class GraphMambaMethod(GraphNetwork):
         return self.drawn(made)
 
     def drawn(self, made: list[Data], rng: np.random.Generator | None = None, draw: int = 0) -> list[Data]:
-        """Prepared graphs with walks and order drawn anew."""
-        return with_sequences(made, self.walk_length, self.walks, self.repeats, self.ordering, self.both_ways, rng, draw)
+        """Prepared graphs with walks, order and the signs of eigenvectors drawn anew (the first draw when answering keeps the signs)."""
+        made = with_sequences(made, self.walk_length, self.walks, self.repeats, self.ordering, self.both_ways, rng, draw)
+        if self.pe == "laplacian" and (rng is not None or draw):
+            for graph in made:
+                signs = (np.random.default_rng([0x7369676E, draw]) if rng is None else rng).choice([-1.0, 1.0], self.codes)
+                graph.code = graph.code * torch.from_numpy(signs.astype(np.float32))
+        return made
 
     def redraw(self, graphs: list[Data], schema: Mapping[str, Any], epoch: int, run: Run) -> list[Data]:
-        rng = run.rng(f"walks {epoch}")
-        made = self.drawn(graphs, rng)
-        if self.pe == "laplacian":  # an eigenvector's sign is free
-            for graph in made:
-                graph.code = graph.code * torch.from_numpy(rng.choice([-1.0, 1.0], self.codes).astype(np.float32))
-        return made
+        return self.drawn(graphs, run.rng(f"walks {epoch}"))
 
     def schedule(self) -> Callable[[int], float]:
         rise = max(round(self.warmup * self.epochs), 1)

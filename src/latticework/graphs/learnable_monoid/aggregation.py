@@ -230,7 +230,8 @@ class OrderedAggregation(aggr.Aggregation):  # type: ignore[misc]
     values (`canonical`), so exactly invariant; *given*, as they come. In training *given* is kept, too, and canonical is random.
 
     Forward: x [E, F] with `index` int64 [E] (in any order) or `ptr` int64 [n + 1] -> [n, H]; it meets PyG's `Aggregation`, so it is
-    given to any message passing by ``aggr=``. `ValueError` for F other than H without projection, wrong widths, a negative index, and
+    given to any message passing by ``aggr=``. Messages of several heads, [E, K, F] with ``dim=0``, are folded head by head
+    -> [n, K, H]. `ValueError` for F other than H without projection, wrong widths, a negative index, and
     values that are not finite.
     """
 
@@ -242,7 +243,9 @@ class OrderedAggregation(aggr.Aggregation):  # type: ignore[misc]
             raise ValueError(
                 f"{in_channels} features are folded in width {out_channels}: without a projection they must be equal"
             )
-        if order not in ("random", "canonical", "given") or draws < 1:
+        if min(in_channels, out_channels) < 1:
+            raise ValueError(f"widths are 1 or more: {in_channels} and {out_channels} were given")
+        if order not in ("random", "canonical", "given") or draws < 1 or draws != int(draws):
             raise ValueError(f"the order is random, canonical or given, with 1 draw or more; not {order!r} with {draws}")
         self.in_channels, self.out_channels = in_channels, out_channels
         self.order, self.draws = order, draws
@@ -263,24 +266,35 @@ class OrderedAggregation(aggr.Aggregation):  # type: ignore[misc]
         self, x: Tensor, index: Tensor | None = None, ptr: Tensor | None = None, dim_size: int | None = None, dim: int = -2,
         max_num_elements: int | None = None,
     ) -> Tensor:  # fmt: skip
-        self.assert_two_dimensional_input(x, dim)
-        if x.size(1) != self.in_channels:
-            raise ValueError(f"elements of width {self.in_channels} are folded, these are {x.size(1)} wide")
         if index is None:
             assert ptr is not None
             index = torch.arange(len(ptr) - 1, device=x.device).repeat_interleave(ptr.diff())
+            dim_size = len(ptr) - 1 if dim_size is None else dim_size
+        several = x.dim() == 3 and dim in (0, -3)
+        if not several:
+            self.assert_two_dimensional_input(x, dim)
+        if x.size(-1) != self.in_channels:
+            raise ValueError(f"elements of width {self.in_channels} are folded, these are {x.size(-1)} wide")
         if len(index) != len(x):
             raise ValueError(f"{len(x)} elements and {len(index)} destinations")
         n = int(index.max()) + 1 if dim_size is None and len(index) else dim_size or 0
         if len(index) and int(index.min()) < 0:
             raise ValueError(f"element {int(index.argmin())} has the negative destination {int(index.min())}")
+        if len(index) and int(index.max()) >= n:
+            raise ValueError(f"element {int(index.argmax())} has destination {int(index.max())} where there are {n}")
         if not bool(torch.isfinite(x).all()):
-            row = int((~torch.isfinite(x)).any(1).nonzero()[0])
+            row = int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0])
             raise ValueError(f"element {row} has a value that is not finite")
+        if several:  # each head of each destination is a group of its own
+            heads = x.size(1)
+            own = (index[:, None] * heads + torch.arange(heads, device=x.device)).flatten()
+            return self._folded(x.reshape(-1, x.size(2)), own, n * heads).view(n, heads, -1)
+        return self._folded(x, index, n)
+
+    def _folded(self, x: Tensor, index: Tensor, n: int) -> Tensor:
+        """Checked elements [E, F] of n groups -> [n, H]."""
         m = x if self.lin is None else self.lin(x).relu()
         counts = torch.bincount(index, minlength=n)
-        if len(counts) > n:
-            raise ValueError(f"element {int(index.argmax())} has destination {int(index.max())} where there are {n}")
         return self._ordered(m, x, index, counts)
 
     def _ordered(self, m: Tensor, x: Tensor, index: Tensor, counts: Tensor) -> Tensor:
@@ -328,6 +342,10 @@ class LearnableMonoid(OrderedAggregation):
         consistency: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__(in_channels, out_channels, project, order, draws)
+        if min(associativity, identity_law, consistency) < 0:
+            raise ValueError(
+                f"weights of the laws are 0 or more: associativity {associativity}, identity_law {identity_law}, consistency {consistency}"
+            )
         self.op = operator_of(op, out_channels)
         self.e: Tensor
         if learn_identity:
