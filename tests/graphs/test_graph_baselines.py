@@ -13,7 +13,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_geometric.data import Data
-from torch_geometric.transforms import AddRandomWalkPE
 
 from latticework.core.dataset import open_data
 from latticework.core.errors import UserError
@@ -22,7 +21,8 @@ from latticework.core.run import Run
 from latticework.core.task import Part
 from latticework.data.graphs import GivenGraphSet, Graphs, GraphSet
 from latticework.graphs import wl_kernel
-from latticework.graphs.baselines import GIN, bag, return_chances
+from latticework.graphs.baselines import GIN, bag
+from latticework.graphs.codes import codes_of
 from latticework.graphs.network import fit_network, inputs_of, with_features
 from latticework.graphs.tasks import GraphClassification, GraphRegression, Truth
 from latticework.testing import check_method
@@ -156,15 +156,17 @@ def test_a_new_graphs_unknown_trees_count_in_its_norm_alone() -> None:
 
 
 # -- what the networks read --------------------------------------------------------------------------------------------------
-def test_return_chances_are_pygs() -> None:
+def test_return_chances_by_matrix_powers() -> None:
     rng = np.random.default_rng(0)
     for n in (2, 5, 9):
         graph = random_graph(rng, n, 0)
-        if graph.edge_index.shape[1]:
-            expected = AddRandomWalkPE(6, attr_name="pe")(graph.clone()).pe
-            assert torch.allclose(return_chances(graph, 6), expected, atol=1e-6)
+        A = np.zeros((n, n))
+        A[graph.edge_index[0], graph.edge_index[1]] = 1
+        walk = A / np.maximum(A.sum(1, keepdims=True), 1)
+        expected = np.stack([np.diag(np.linalg.matrix_power(walk, k)) for k in range(1, 7)], 1)
+        np.testing.assert_allclose(codes_of(graph, "rwse", 6), expected, atol=1e-6)
     alone = Data(edge_index=torch.zeros(2, 0, dtype=torch.int64), num_nodes=1)
-    assert return_chances(alone, 3).tolist() == [[0.0, 0.0, 0.0]]
+    assert codes_of(alone, "rwse", 3).tolist() == [[0.0, 0.0, 0.0]]
 
 
 def test_features_follow_the_rule_and_the_train_part() -> None:

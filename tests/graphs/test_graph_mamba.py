@@ -238,6 +238,21 @@ def test_as_typed(tmp_path: Path, graph_folder: Path, command: Command) -> None:
     assert status == 2 and "walk_length" in out + err and not (tmp_path / "x").exists()
 
 
+def test_attention_beside_it_on_the_nodes_of_a_graph(tmp_path: Path, graph_folder: Path, command: Command) -> None:
+    tiny = "gps(width=8; heads=2; layers=1; epochs=3; steps=4)"
+    status, out, err = command(
+        "compare", str(graph_folder), "-m", f"gcn(epochs=5),{tiny},graph-mamba({TINY})", "--repeats", "2", "--classic", "1",
+        "--runs", str(tmp_path / "runs"),
+    )  # fmt: skip
+    assert status == 0, err
+    assert "gps" in out and "graph-mamba" in out and "failed" not in out
+    model, fold, _ = fitted(tiny, str(graph_folder), "node-classification")
+    found = model.predict(fold.test.blind())
+    assert found.shape == (len(fold.test.query.rows), len(model.schema["classes"])) and np.allclose(found.sum(1), 1)
+    with pytest.raises(UserError, match="fitted on nodes"):
+        model.predict(fold.test.blind()._replace(data=[]))
+
+
 def test_compared_at_distance(tmp_path: Path, command: Command) -> None:
     data = tmp_path / "rings"
     open_data("ring-transfer(nodes=10; classes=2; graphs=60; least=6)").write(data)

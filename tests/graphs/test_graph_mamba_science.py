@@ -19,9 +19,10 @@ from latticework.core.errors import UserError
 from latticework.data.graphs import GivenGraphSet, GraphSet
 from latticework.data.images import from_arrays
 from latticework.graphs.batching import Packed
+from latticework.graphs.codes import codes_of
 from latticework.graphs.graph_mamba import GraphMamba, GraphMambaMethod, NodeLayer, orders, tokenise
 from latticework.graphs.graph_mamba.network import FullAttention, GINLayer, LocalEncoder, Sequences
-from latticework.graphs.graph_mamba.tokens import codes_of, csr_of, importance, induced_edges, lengths_of, with_sequences
+from latticework.graphs.graph_mamba.tokens import csr_of, importance, induced_edges, lengths_of, with_sequences
 from latticework.graphs.long_range import (
     LongRange,
     RingTransfer,

@@ -26,7 +26,9 @@ from latticework.core.task import Part, Task
 from latticework.core.value import setting
 
 from . import wl_kernel
-from .network import GRAPH_TASKS, GraphNet, GraphNetwork, degree_of, inputs_of, with_features
+from .codes import codes_of
+from .network import GRAPH_TASKS, GraphModel, GraphNet, GraphNetwork, degree_of, inputs_of, with_features
+from .of_nodes import NodesOrGraphs, NodesOrGraphsModel
 
 Array = NDArray[Any]
 
@@ -239,19 +241,22 @@ def read_out(h: Tensor, batch: Batch, how: ReadOut) -> Tensor:
 
 
 class ConvGraphNet(GraphNet):
-    """``h_0 = W x``; ``h_(l+1) = relu(norm(conv_l(h_l))) [+ h_l]``; ``z`` the read-out of the last states, or of all side by side.
+    """``h_0 = W x``; ``h_(l+1) = relu(norm(conv_l(h_l))) [+ h_l]``; ``z`` the read-out of the last states, or of all side by side
+    (`reads` vectors of each; 0: as many as the read-out gives).
 
     The head is ``W_2 drop(relu(W_1 drop(z)))``: dropout where a graph is one row costs nothing.
     """
 
-    def __init__(self, inputs: int, outputs: int, convolutions: Sequence[nn.Module], method: Convolutions) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, convolutions: Sequence[nn.Module], method: Convolutions, reads: int = 0
+    ) -> None:
         super().__init__()
         width = method.width
         self.start = nn.Linear(inputs, width)
         self.convolutions = nn.ModuleList(convolutions)
         kinds = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
         self.norms = nn.ModuleList(kinds[method.norm](width) if method.norm in kinds else nn.Identity() for _ in convolutions)
-        vectors = (len(convolutions) + 1 if method.jump else 1) * len(method.readout.split("-"))
+        vectors = (len(convolutions) + 1 if method.jump else 1) * (reads or len(method.readout.split("-")))
         self.first, self.last = nn.Linear(vectors * width, width), nn.Linear(width, outputs)
         self.dropout, self.residual, self.jump = method.dropout, method.residual, method.jump
         self.readout: ReadOut = method.readout
@@ -391,7 +396,16 @@ class GPSLayer(nn.Module):
 
 
 class GPSNet(ConvGraphNet):
-    """GPS layers bring their own normalisation and residual links; random-walk codes are joined to the features."""
+    """GPS layers bring their own normalisation and residual links; random-walk codes are joined to the features.
+
+    `of_nodes`: the states are read node by node.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, convolutions: Sequence[nn.Module], method: Convolutions, of_nodes: bool = False
+    ) -> None:
+        super().__init__(inputs, outputs, convolutions, method, reads=1 if of_nodes else 0)
+        self.of_nodes = of_nodes
 
     def encode(self, batch: Batch) -> Tensor:
         h = self.start(batch.x if batch.get("rwse") is None else torch.cat([batch.x, batch.rwse], 1))
@@ -399,17 +413,20 @@ class GPSNet(ConvGraphNet):
         for layer in self.convolutions:
             h = layer(h, batch)
             states.append(h)
-        return torch.cat([read_out(s, batch, self.readout) for s in (states if self.jump else states[-1:])], 1)
+        kept = states if self.jump else states[-1:]
+        return torch.cat(kept if self.of_nodes else [read_out(s, batch, self.readout) for s in kept], 1)
 
 
-class GPS(Convolutions):
+class GPS(Convolutions, NodesOrGraphs):
     """A general, powerful graph transformer: message passing and full attention in each layer. Source: Rampasek et al., NeurIPS 2022.
 
     ``pe=rwse`` adds the chance of a random walk's return to its node after 1..`steps` steps. Attention costs the square of a
-    graph's nodes.
+    graph's nodes. One value serves graphs and the nodes of one graph: the part decides.
     """
 
     name: ClassVar[str] = "gps"
+    tasks: ClassVar[tuple[str, ...]] = (*GRAPH_TASKS, "node-classification")
+    model: ClassVar[type[GraphModel]] = NodesOrGraphsModel
     norm: Literal["batch", "layer", "none"] = setting("none", "has its own batch normalisation; left at none")
     residual: bool = setting(True, "has its own residual links; left at true")
     heads: int = setting(4, "attention heads; `width` is a multiple", ge=1, le=64)
@@ -422,27 +439,15 @@ class GPS(Convolutions):
     def module(self, inputs: int, outputs: int, schema: Mapping[str, Any]) -> nn.Module:
         several_of(self)
         layers = [GPSLayer(self.width, self.heads, schema["edge inputs"], self.dropout) for _ in range(self.layers)]
-        return GPSNet(inputs + (self.steps if self.pe == "rwse" else 0), outputs, layers, self)
+        inputs += self.steps if self.pe == "rwse" else 0
+        return GPSNet(inputs, outputs, layers, self, schema["reads"] == "nodes")
 
     def prepare(self, graphs: Sequence[Data], schema: Mapping[str, Any]) -> list[Data]:
         made = super().prepare(graphs, schema)
         if self.pe == "rwse":
             for graph in made:
-                graph.rwse = return_chances(graph, self.steps)
+                graph.rwse = codes_of(graph, "rwse", self.steps)
         return made
-
-
-def return_chances(graph: Data, steps: int) -> Tensor:
-    """float32 [n, steps]: ``diag((D^-1 A)^k)`` for k = 1..steps; a node without neighbours never returns."""
-    n = int(graph.num_nodes or 0)
-    walk = torch.zeros(n, n)
-    walk[graph.edge_index[0], graph.edge_index[1]] = 1
-    walk = walk / walk.sum(1, keepdim=True).clamp(min=1)
-    power, found = walk, []
-    for _ in range(steps):
-        found.append(power.diagonal().clone())
-        power = power @ walk
-    return torch.stack(found, 1)
 
 
 def several_of(method: Any) -> None:

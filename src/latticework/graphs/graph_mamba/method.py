@@ -9,63 +9,33 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from torch_geometric.data import Data
 
-from latticework.core.errors import UserError
 from latticework.core.result import Findings
 from latticework.core.run import Run
 from latticework.core.task import Part, Task
-from latticework.core.training import Patience, Watch, train
 from latticework.core.value import setting
 
 from ..batching import Packed
-from ..network import GRAPH_TASKS, GraphFault, GraphModel, GraphNetwork, answers_of, degree_of, device_of, outputs_of, told_by_id
+from ..codes import codes_of
+from ..network import GRAPH_TASKS, GraphFault, GraphModel, degree_of, device_of, outputs_of
+from ..of_nodes import NodesOrGraphs, NodesOrGraphsModel, bare, is_graph
 from .network import Encoder, GraphMamba, Mixer
-from .tokens import Ordering, codes_of, csr_of, importance, with_sequences
+from .tokens import Ordering, csr_of, importance, with_sequences
 
 MOST_TIMED = 8192  # nodes; attention over more takes long and gigabytes
 
 
-def is_graph(part: Part) -> bool:
-    """Whether the part is one graph whose nodes are asked (else a list of graphs)."""
-    return not isinstance(part.data, list | tuple)
-
-
-def bare(data: Data) -> Data:
-    """A node task's graph as one of a set: features and edges alone."""
-    made = Data(edge_index=data.edge_index, num_nodes=int(data.num_nodes or 0))
-    if data.x is not None:
-        made.x = data.x
-    return made
-
-
-class GraphMambaModel(GraphModel):
+class GraphMambaModel(NodesOrGraphsModel):
     """A trained Graph Mamba; its answers are means over `draws` draws of the walks."""
 
     def predict(self, part: Part) -> Any:
         """Probabilities float64 [q, C] of the asked nodes or graphs, or numbers [q, T] in raw units."""
         method: Any = self.method
-        if is_graph(part) != (self.schema["reads"] == "nodes"):
-            fitted, given = ("nodes", "graphs") if self.schema["reads"] == "nodes" else ("graphs", "one graph's nodes")
-            raise UserError(f"this model was fitted on {fitted} and is asked about {given}; fit one on data of that kind")
-        device = device_of(self.net)
-        graphs = [bare(part.data)] if is_graph(part) else list(part.data)
-        if not graphs:
-            return np.zeros((0, outputs_of(self.schema)))
-        made = told_by_id(part, lambda: method.prepare(graphs, self.schema))
-        found = []
-        for draw in range(method.draws if method.draws_matter() else 1):
-            packed = Packed(made if draw == 0 else method.drawn(made, draw=draw), device)
-            with torch.no_grad():
-                out = torch.cat([self.net(packed.batch(rows)) for rows in packed.batches(method.batch)])
-            if is_graph(part):
-                out = out[torch.from_numpy(part.query.rows).to(out.device)]
-            if self.schema.get("multi"):
-                found.append(torch.sigmoid(out.double()).cpu().numpy())
-            else:
-                found.append(answers_of(out, self.schema, self.centre, self.scale))
+        made = self.prepared(part)
+        draws = method.draws if method.draws_matter() and made else 1
+        found = [self.answers(part, made if draw == 0 else method.drawn(made, draw=draw)) for draw in range(draws)]
         return sum(found) / len(found)
 
     def explain(self, part: Part) -> Findings:
@@ -119,7 +89,7 @@ class GraphMambaModel(GraphModel):
         return rows
 
 
-class GraphMambaMethod(GraphNetwork):
+class GraphMambaMethod(NodesOrGraphs):
     """Nodes as sequences of random-walk neighbourhoods, far to near, read by a bidirectional selective scan.
 
     The steps of the paper are fields. *Tokens*: for each length 1 .. `walk_length`, `repeats` tokens of `walks` walks; 0: one token a
@@ -181,13 +151,8 @@ class GraphMambaMethod(GraphNetwork):
         )  # fmt: skip
 
     def settled(self, train: Part) -> dict[str, Any]:
-        if is_graph(train):
-            schema = {"edge_features": [], "targets": [], **train.schema}
-            found = super().settled(train._replace(data=[bare(train.data)], schema=schema))
-            return found | {"reads": "nodes"}
         found = super().settled(train)
-        mark = train.schema.get("asked")
-        return found | {"reads": "graph" if mark is None else "asked"}
+        return found if train.schema.get("asked") is None else found | {"reads": "asked"}
 
     def prepare(self, graphs: Sequence[Data], schema: Mapping[str, Any]) -> list[Data]:
         made = super().prepare(graphs, schema)
@@ -232,9 +197,7 @@ class GraphMambaMethod(GraphNetwork):
     def fit(self, train: Part, valid: Part | None, run: Run) -> GraphModel:
         for sentence in self.notes_on(train):
             run.notes.append(sentence)
-        if not is_graph(train):
-            return super().fit(train, valid, run)
-        return fit_nodes(self, train, valid, run)
+        return super().fit(train, valid, run)
 
     def notes_on(self, part: Part) -> list[str]:
         """What a user should know of these graphs."""
@@ -250,65 +213,3 @@ class GraphMambaMethod(GraphNetwork):
         if any(getattr(g, "edge_weight", None) is not None for g in graphs):
             found.append("edge weights are not read")
         return found
-
-
-def fit_nodes(method: GraphMambaMethod, part: Part, valid: Part | None, run: Run) -> GraphModel:
-    """Full-batch training on the labelled nodes; the weights of the best epoch on the valid part are kept."""
-    schema = method.settled(part)
-    given = method.prepare([bare(part.data)], schema)
-    net = method.module(schema["inputs"], outputs_of(schema), schema).to(run.device)
-    optimiser = method.optimiser(net)
-    index, target = asked_of(part, run.device)
-    whole = torch.zeros(1, dtype=torch.int64)
-
-    def step(epoch: int) -> float:
-        batch = Packed(method.redraw(given, schema, epoch, run), run.device).batch(whole)
-        optimiser.zero_grad(set_to_none=True)
-        value = node_loss(net(batch)[index], target)
-        value.backward()
-        if method.clip:
-            nn.utils.clip_grad_norm_(net.parameters(), method.clip)
-        optimiser.step()
-        return float(value.detach())
-
-    watch = None
-    if valid is not None:
-        seen = given if valid.data is part.data else method.prepare([bare(valid.data)], schema)
-        held, truth = asked_of(valid, run.device)
-        fixed = Packed(seen, run.device).batch(whole)
-
-        def look() -> Watch:
-            with torch.no_grad():
-                logits = net(fixed)[held]
-                value = float(node_loss(logits, truth))
-            score = None
-            if method.stop == "metric" and run.task is not None:
-                chances = torch.sigmoid(logits) if valid.schema["multi"] else torch.softmax(logits, 1)
-                score = run.task.value(chances.cpu().double().numpy(), valid, run)
-            if score is None:
-                return Watch(value, {"valid loss": value})
-            # ties in a coarse metric are broken by the loss
-            sign = -1.0 if run.metric.better == "higher" else 1.0
-            return Watch(sign * score + 1e-6 * value, {"valid loss": value, "valid": score})
-
-        watch = look
-    epoch = train(
-        net, step, run, epochs=method.epochs, optimiser=optimiser, schedule=method.schedule(), watch=watch,
-        patience=Patience(epochs=method.patience),
-    )  # fmt: skip
-    if valid is not None:
-        run.notes.append(f"weights of epoch {epoch + 1}, chosen on validation {method.stop}")
-    nothing = torch.zeros(0, dtype=torch.float64)
-    return method.model(method, schema, net.cpu(), nothing, nothing)
-
-
-def asked_of(part: Part, device: str) -> tuple[Tensor, Tensor]:
-    y = torch.from_numpy(np.asarray(part.truth.y, np.float32 if part.truth.y.ndim == 2 else np.int64))
-    return torch.from_numpy(part.query.rows).to(device), y.to(device)
-
-
-def node_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of one class a node, or the binary one of several."""
-    if target.ndim == 2:
-        return F.binary_cross_entropy_with_logits(logits, target)
-    return F.cross_entropy(logits, target)
