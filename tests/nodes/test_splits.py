@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import networkx as nx
 import numpy as np
 import pytest
 
 from latticework.core.dataset import open_data
 from latticework.core.errors import UserError
 from latticework.core.task import Part
-from latticework.data.graph import local_homophily
-from latticework.nodes.tasks import TEST, TRAIN, NodeClassification, Truth, homophily_halves, upper_half
+from latticework.data.graph import Graph, local_homophily
+from latticework.nodes.tasks import TEST, TRAIN, NodeClassification, Truth, homophily_halves, label_distances, upper_half
 from latticework.testing import check_task
 
 
@@ -82,3 +83,20 @@ def test_the_headline_alone_is_the_headline_of_all_scores() -> None:
     several = Part(None, None, Truth(rng.random((50, 3)) > 0.5), {})
     task = NodeClassification(labels="multi", protocol="random", true_counts=True)
     assert task.value(answer, several, None) == task.headline(task.score(answer, several, None))  # type: ignore[arg-type]
+
+
+def test_hops_to_the_nearest_train_node() -> None:
+    arrows = np.array(
+        [[0, 1, 3, 4, 4, 5, 6, 7, 8, 9], [1, 2, 2, 3, 5, 6, 7, 8, 9, 10]]
+    )  # written in either direction; 11 and 12 apart
+    graph = Graph(arrows, tuple(f"v{i}" for i in range(13)))
+    [(group, names)] = label_distances(graph, np.array([0, 12])).values()
+    known = nx.Graph(arrows.T.tolist())
+    known.add_nodes_from(range(13))
+    hops = nx.multi_source_dijkstra_path_length(known, {0, 12})
+    assert group.tolist() == [min(hops.get(v, 99), 6) for v in range(13)] and len(names) == 7
+    assert label_distances(graph, np.array([], np.int64)) == {}
+    data = open_data("karate")
+    task = NodeClassification().for_data(data)
+    fold = task.fold(data, task.plan(data, 1)[0][0])
+    assert (fold.test.truth.slices["hops to a train node"][0] >= 1).all()  # no test node is a train node

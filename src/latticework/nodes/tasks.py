@@ -448,7 +448,7 @@ def label_distances(graph: Graph, labelled: Array) -> dict[str, tuple[Array, tup
     if not len(labelled):
         return {}
     u, v = graph.edge_index
-    A = sp.csr_array((np.ones(len(u), np.int8), (u, v)), shape=(graph.nodes, graph.nodes))
+    A = sp.csr_array((np.ones(len(u)), (u, v)), shape=(graph.nodes, graph.nodes))
     hops = dijkstra(A, directed=False, indices=labelled, unweighted=True, min_only=True)
     return {"hops to a train node": (np.minimum(hops, 6).astype(np.int64), ("0", "1", "2", "3", "4", "5", "6 or more, or none"))}
 
