@@ -440,7 +440,7 @@ class GPS(Convolutions, NodesOrGraphs):
         several_of(self)
         layers = [GPSLayer(self.width, self.heads, schema["edge inputs"], self.dropout) for _ in range(self.layers)]
         inputs += self.steps if self.pe == "rwse" else 0
-        return GPSNet(inputs, outputs, layers, self, schema["reads"] == "nodes")
+        return GPSNet(inputs, outputs, layers, self, schema.get("reads") == "nodes")
 
     def prepare(self, graphs: Sequence[Data], schema: Mapping[str, Any]) -> list[Data]:
         made = super().prepare(graphs, schema)

@@ -38,8 +38,8 @@ class NodesOrGraphsModel(GraphModel):
 
     def prepared(self, part: Part) -> list[Data]:
         """What the network reads; ``UserError`` for the other kind of data."""
-        if is_graph(part) != (self.schema["reads"] == "nodes"):
-            fitted, given = ("nodes", "graphs") if self.schema["reads"] == "nodes" else ("graphs", "one graph's nodes")
+        if is_graph(part) != (self.schema.get("reads") == "nodes"):
+            fitted, given = ("nodes", "graphs") if self.schema.get("reads") == "nodes" else ("graphs", "one graph's nodes")
             raise UserError(f"this model was fitted on {fitted} and is asked about {given}; fit one on data of that kind")
         if is_graph(part):
             return self.method.prepare([bare(part.data)], self.schema)
