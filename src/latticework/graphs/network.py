@@ -46,6 +46,12 @@ def told_by_id(part: Part, work: Callable[[], T]) -> T:
         raise UserError(f"graph {part.query.ids[fault.graph]!r}: {fault.words}") from None
 
 
+def ready(method: Any, part: Part, schema: Mapping[str, Any]) -> list[Data]:
+    """The part's graphs as the method prepares them."""
+    made: list[Data] = told_by_id(part, lambda: method.prepare(part.data, schema))
+    return made
+
+
 class GraphNet(nn.Module):
     """A network for whole graphs in two stages: ``out = head(encode(batch))``, so that wrappers can use the vectors.
 
@@ -79,7 +85,7 @@ class GraphModel(Model):
         if not len(part.data):
             return np.zeros((0, outputs_of(self.schema)))
         device = device_of(self.net)
-        packed = Packed(self.method.ready(part, self.schema), device)
+        packed = Packed(ready(self.method, part, self.schema), device)
         with torch.no_grad():
             out = torch.cat([self.net(packed.batch(rows)) for rows in packed.batches(self.method.batch)])
         return answers_of(out, self.schema, self.centre, self.scale)
@@ -140,10 +146,6 @@ class GraphNetwork(Backbone):
         """New graphs with what the net needs; once a part. `schema` is what `settled` gave. The given ones stay as they are."""
         return with_features(graphs, schema)
 
-    def ready(self, part: Part, schema: Mapping[str, Any]) -> list[Data]:
-        """`prepare` of a part's graphs."""
-        return told_by_id(part, lambda: self.prepare(part.data, schema))
-
     def redraw(self, graphs: list[Data], schema: Mapping[str, Any], epoch: int, run: Run) -> list[Data] | None:
         """The prepared train graphs anew for an epoch, where something in them is drawn (walks); none: as they were."""
         return None
@@ -172,7 +174,7 @@ class GraphNetwork(Backbone):
 def fit_network(method: GraphNetwork, part: Part, valid: Part | None, run: Run) -> GraphModel:
     """Mini-batch training; the weights of the best epoch on the valid part are kept (the last, without one)."""
     schema = method.settled(part)
-    graphs = method.ready(part, schema)
+    graphs = ready(method, part, schema)
     packed = Packed(graphs, run.device)
     centre, scale = target_scale(part)
     target = targets_of(part, centre, scale).to(run.device)
@@ -200,7 +202,7 @@ def fit_network(method: GraphNetwork, part: Part, valid: Part | None, run: Run) 
 
     watch = None
     if valid is not None:
-        held = Packed(method.ready(valid, schema), run.device)
+        held = Packed(ready(method, valid, schema), run.device)
         watch = watching(method, net, held, valid, targets_of(valid, centre, scale), (centre, scale), run)
     patience = Patience(epochs=method.patience)
     epoch = train(

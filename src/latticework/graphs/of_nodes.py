@@ -17,7 +17,7 @@ from latticework.core.task import Part
 from latticework.core.training import Patience, Watch, train
 
 from .batching import Packed
-from .network import GraphModel, GraphNetwork, answers_of, device_of, outputs_of
+from .network import GraphModel, GraphNetwork, answers_of, device_of, outputs_of, ready
 
 
 def is_graph(part: Part) -> bool:
@@ -43,7 +43,7 @@ class NodesOrGraphsModel(GraphModel):
             raise UserError(f"this model was fitted on {fitted} and is asked about {given}; fit one on data of that kind")
         if is_graph(part):
             return self.method.prepare([bare(part.data)], self.schema)
-        return self.method.ready(part, self.schema)
+        return ready(self.method, part, self.schema)
 
     def answers(self, part: Part, made: Sequence[Data]) -> Any:
         """Of prepared graphs: probabilities float64 [q, C] of the asked nodes or graphs, or numbers [q, T] in raw units."""

@@ -18,7 +18,7 @@ from latticework.core.training import Patience, Watch, train
 from latticework.core.value import setting
 
 from ..batching import Packed
-from ..network import GraphModel, GraphNet, GraphNetwork, outputs_of
+from ..network import GraphModel, GraphNet, GraphNetwork, outputs_of, ready
 from ..set_tasks import graphs_of
 from .aggregation import Name, aggregation_of, ordered_in, ordering, penalty_in
 from .set_net import Late, laws_of
@@ -171,7 +171,7 @@ def fit_nodes(method: GraphNetMethod, part: Part, valid: Part | None, run: Run) 
     truth = torch.from_numpy(np.asarray(part.truth, np.float64))
     centre, scale = truth.mean()[None], truth.std(correction=0)[None]
     scale = torch.where(scale > 1e-12, scale, torch.ones_like(scale))
-    graphs = method.ready(part, schema)
+    graphs = ready(method, part, schema)
     sizes = [int(g.num_nodes or 0) for g in graphs]
     y = torch.full((sum(sizes),), torch.nan)
     y[torch.from_numpy(part.query.rows)] = ((truth - centre) / scale).float()

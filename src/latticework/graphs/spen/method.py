@@ -18,7 +18,7 @@ from latticework.core.svg import bars
 from latticework.core.task import Part
 from latticework.core.value import setting
 
-from ..network import GraphFault, GraphModel, GraphNetwork, inputs_of, told_by_id, with_features
+from ..network import GraphFault, GraphModel, GraphNetwork, inputs_of, ready, told_by_id, with_features
 from .egos import GraphError, egos_of, union_of, with_egos
 from .network import SPEN, weight_size
 
@@ -46,7 +46,7 @@ class SPENModel(GraphModel):
 
     def explain(self, part: Part) -> Findings:
         """Sizes of the egos asked about, the weights each takes, how many of them differ, and what is held against a global net."""
-        graphs = self.method.ready(part, self.schema)
+        graphs = ready(self.method, part, self.schema)
         if not graphs:
             return Findings()
         size = torch.cat([g.ego_size for g in graphs]).numpy()
