@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch_geometric.data import Batch, Data
 
+from latticework.common.graph_batches import Packed
 from latticework.core.dataset import open_data
 from latticework.core.grid import entry_of, task_of
 from latticework.graphs import wl_kernel
-from latticework.graphs.batching import Packed
 from latticework.graphs.network import loss_of
 
 ITERATIONS = 4

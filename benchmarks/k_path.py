@@ -10,9 +10,9 @@ import networkx as nx
 import numpy as np
 import torch
 
+from latticework.common.graph_batches import Packed
 from latticework.core.dataset import open_data
 from latticework.core.grid import entry_of, task_of
-from latticework.graphs.batching import Packed
 from latticework.graphs.network import loss_of, outputs_of
 from latticework.layers.paths import motif_totals, rooted_paths, simple_graph
 

@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch_geometric.data import Batch, Data
 
+from latticework.common.graph_batches import Packed
 from latticework.core.dataset import open_data
 from latticework.core.grid import entry_of, task_of
-from latticework.graphs.batching import Packed
 from latticework.graphs.network import loss_of, outputs_of
 from latticework.graphs.spen import SPEN, LocalMaps, LocalReadOut, with_egos
 

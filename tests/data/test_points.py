@@ -214,11 +214,25 @@ def test_each_form_comes_back_as_it_was(some: Clouds, tmp_path: Path, suffix: st
     one = replace(some.take([2]), y=None, classes=(), groups=(), splits=None)
     (tmp_path / f"one{suffix}").write_bytes(encode(one, 0, suffix))
     again = open_data(tmp_path / f"one{suffix}").read()
-    if suffix == ".xyz":  # parts are numbers there
-        used = tuple(str(p) for p in np.unique(one.parts))
-        assert again.part_names == used
+    if suffix == ".xyz":  # words, of those parts that are there
+        assert [again.part_names[p] for p in again.parts] == [one.part_names[p] for p in one.parts]
         again, one = replace(again, parts=None, part_names=()), replace(one, parts=None, part_names=())
     same(again, one)
+
+
+@pytest.mark.parametrize("suffix", [".ply", ".xyz", ".npz"])
+def test_unknown_parts_and_their_names_come_back(tmp_path: Path, suffix: str) -> None:
+    if suffix == ".ply":
+        pytest.importorskip("plyfile")
+    cloud = Clouds(
+        ("a",), np.array([3]), np.eye(3, dtype=np.float32), parts=np.array([1, -1, 0]), part_names=("door", "wall")
+    )  # fmt: skip
+    (tmp_path / f"a{suffix}").write_bytes(encode(cloud, 0, suffix))
+    found = open_data(tmp_path / f"a{suffix}").read()
+    assert found.part_names == ("door", "wall") and found.parts.tolist() == [1, -1, 0]
+    for name in ("left arm", "a,b", "1.5", "-1", "nan"):
+        with pytest.raises(UserError, match="no single word"):
+            encode(replace(cloud, part_names=(name, "wall")), 0, ".xyz")
 
 
 @settings(max_examples=25, deadline=None)
@@ -314,6 +328,22 @@ def test_kinds_are_told_by_headers(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", images=np.zeros((3, 3)))
     with pytest.raises(UserError, match=r"cannot tell what|no array|expected"):
         open_data(tmp_path / "d.npz").read()
+
+
+def test_a_broken_file_among_others_is_named(tmp_path: Path) -> None:
+    for i, (name, content) in enumerate(
+        {"a.ply": b"", "b.npz": b"junk", "c.ply": b"ply\nformat ascii 1.0\n", "d.ply": b"\x00\x01\x02"}.items()
+    ):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        (folder / name).write_bytes(content)
+        if name.endswith(".ply"):
+            for path in (folder, folder / name):
+                with pytest.raises(UserError, match=rf"{name} (cannot be read as PLY|has no element|holds no point)"):
+                    open_data(path).read()
+        (folder / "z.xyz").write_text("0 0 0\n1 2 3\n")
+        with pytest.raises(UserError, match=rf"{name} (cannot be read|has no element|holds no point)"):
+            open_data(folder).read()
 
 
 def test_the_digest_is_that_of_the_content(some: Clouds, tmp_path: Path) -> None:

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
+from latticework.common.graph_batches import Packed
 from latticework.core.dataset import open_data
 from latticework.core.errors import UserError
 from latticework.data.graphs import GivenGraphSet, GraphSet
 from latticework.data.images import from_arrays
-from latticework.graphs.batching import Packed
 from latticework.graphs.codes import codes_of
 from latticework.graphs.graph_mamba import GraphMamba, GraphMambaMethod, NodeLayer, orders, tokenise
 from latticework.graphs.graph_mamba.network import FullAttention, GINLayer, LocalEncoder, Sequences

@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_geometric.data import Batch, Data
 
+from latticework.common.graph_batches import Packed
 from latticework.core.dataset import open_data
 from latticework.core.errors import UserError
 from latticework.core.grid import entry_of
 from latticework.core.run import Run
 from latticework.data.graphs import GivenGraphSet, GraphSet
-from latticework.graphs.batching import Packed
 from latticework.graphs.scenarios import deal, disturbed, drawn, quantile_strata, quotas, spread, thinned
 from latticework.graphs.tasks import (
     TEST,

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 
+from latticework.common.graph_batches import Packed
 from latticework.core.dataset import open_data
-from latticework.graphs.batching import Packed
 from latticework.graphs.contrast import (
     ContrastMethod,
     ContrastNet,

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch_geometric.data import Batch, Data
 
+from latticework.common.graph_batches import Packed
 from latticework.core.dataset import open_data
 from latticework.data.graphs import from_data, wl_colours
-from latticework.graphs.batching import Packed
 from latticework.graphs.spen import (
     SPEN,
     LocalLayer,

@@ -235,7 +235,7 @@ def test_batches_of_different_sizes_equal_one_by_one_and_order_does_not_matter()
         net = APEN(1, 5, True, components=6, blocks=2, **SMALL, **more).double().eval()
         clouds = [torch.randn(n, 4, dtype=F64) for n in (30, 45, 21)]
         n = 45
-        both = torch.stack([nn.functional.pad(c, (0, 0, 0, n - len(c)), value=7.0) for c in clouds])
+        both = torch.stack([nn.functional.pad(c, (0, 0, 0, n - len(c)), value=torch.nan) for c in clouds])
         mask = torch.arange(n)[None] < torch.tensor([len(c) for c in clouds])[:, None]
         with torch.no_grad():
             together = net(both[..., :3], both[..., 3:], mask)
@@ -381,20 +381,22 @@ def test_gradients_are_those_of_finite_differences(mode: str) -> None:
 
 
 def test_the_implicit_gradient_leaves_padding_and_dead_components_out() -> None:
-    Y = torch.cat([blobs(), torch.full((1, 5, 3), 50.0, dtype=F64)], 1)
+    Y = torch.cat([blobs(), torch.tensor([50.0, torch.nan, torch.inf, 1e300, 0.0], dtype=F64)[None, :, None].expand(1, 5, 3)], 1)
     mask = torch.arange(125)[None] < 120
     fixed = em(blobs(), 3, 0.2, 300, closer=0, lighter=0)
     padded = Mixture(
         torch.cat([fixed.mu, torch.zeros(1, 2, 3, dtype=F64)], 1),
         torch.cat([fixed.log_pi, torch.full((1, 2), -torch.inf, dtype=F64)], 1), 0.2, fixed.likelihood,
     )  # fmt: skip
-    grads = []
-    for points, mixture, m in ((blobs(), fixed, None), (Y, padded, mask)):
-        given = points.clone().requires_grad_()
-        implicit(given, mixture, m).mu[:, :3].square().sum().backward()
-        assert given.grad is not None
-        grads.append(given.grad)
-    assert (grads[0] - grads[1][:, :120]).abs().max() < 1e-10 and not grads[1][:, 120:].any()
+    assert (em(Y, 3, 0.2, 300, mask, closer=0, lighter=0).mu - fixed.mu).abs().max() < 1e-10
+    for step in (implicit, unrolled):
+        grads = []
+        for points, mixture, m in ((blobs(), fixed, None), (Y, padded, mask)):
+            given = points.clone().requires_grad_()
+            step(given, mixture, m).mu[:, :3].square().sum().backward()
+            assert given.grad is not None
+            grads.append(given.grad)
+        assert (grads[0] - grads[1][:, :120]).abs().max() < 1e-10 and not grads[1][:, 120:].any()
 
 
 def test_merging_is_by_mahalanobis_distance_along_chains() -> None:
@@ -449,7 +451,7 @@ def test_what_cannot_be_parted_is_named() -> None:
     Y = torch.randn(1, 5, 3)
     for call, says in (
         (lambda: em(Y, 0, 0.1), "at least 1"), (lambda: em(Y, 6, 0.1), "5 points and 6 components"),
-        (lambda: em(Y * torch.nan, 2, 0.1), "not finite"), (lambda: em(Y, 2, 0.0), "above 0"),
+        (lambda: em(Y[:0], 2, 0.1), "no cloud"), (lambda: em(Y * torch.nan, 2, 0.1), "not finite"), (lambda: em(Y, 2, 0.0), "above 0"),
         (lambda: views(Y[0] * torch.inf, torch.zeros(5, dtype=torch.int64), 1, 8, 3), "point 0 is not finite"),
         (lambda: PiecewiseLayer(0, 0, 1, 1, frames=6), "8 .* or 4"), (lambda: APEN(0, 3, True, components=0), "1 or more"),
     ):  # fmt: skip

@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch_geometric.data import Batch
 
+from latticework.common.graph_batches import Packed
 from latticework.core.dataset import open_data
 from latticework.core.errors import UserError
 from latticework.core.grid import entry_of, task_of
 from latticework.core.run import Run, fitted
 from latticework.data.points import write_clouds
+from latticework.points.frame_averaging.graphs import repeated
 from latticework.points.frame_averaging.method import FramedModel
 from latticework.testing import check_method, check_value
 
@@ -81,6 +84,8 @@ def test_fields() -> None:
         ("frame-averaging(backbone=pointnet; group=Sn)", "graph-classification", r"no socket for \(A, x\)"),
         ("frame-averaging(backbone=particle-gnn)", "normal-estimation", "made for n-body"),
         ("frame-averaging(backbone=gin; group=Sn; local=20)", "graph-classification", "leave local out"),
+        ("frame-averaging(backbone=spen; group=Sn)", "graph-classification", "computes equal graphs once"),
+        ("frame-averaging(backbone=ign; group=Sn)", "graph-classification", "computes equal graphs once"),
         ("frame-averaging(output=invariant)", "normal-estimation", "asks for an answer that is equivariant"),
         ("frame-averaging(output=equivariant)", "point-classification", "asks for an answer that is invariant"),
         ("frame-averaging(layerwise=true)", "normal-estimation", "layerwise frames are those"),
@@ -99,6 +104,22 @@ def test_nothing_else_is_refused() -> None:
     assert (
         entry_of("frame-averaging(output=equivariant)").refuses(task_of("normal-estimation"), open_data(SOLIDS).facts()) is None
     )
+
+
+@pytest.mark.parametrize("backbone", ["k-path", "graph-mamba", "gps", "pna"])
+def test_copies_of_a_graph_carry_what_a_backbone_adds_to_it(backbone: str) -> None:
+    """Tables of indices, counts and lists of tokens as well, each copy its own."""
+    given = open_data(RINGS)
+    task = task_of("graph-classification").for_data(given)
+    train = task.fold(given, task.plan(given, 1)[0][0]).train
+    method: Any = entry_of(f"frame-averaging(backbone={backbone}; group=Sn)").inner()
+    made = method.prepare(train.data[:3], method.settled(train))
+    batch = Packed(made).batch(torch.tensor([2, 0, 1]))
+    many, owner = repeated(batch, torch.tensor([2, 3, 1]))
+    wanted = Batch.from_data_list([made[(2, 0, 1)[i]] for i in owner.tolist()])
+    assert set(many.keys()) == set(wanted.keys()) and len(wanted.keys()) > 6
+    for key in wanted.keys():  # noqa: SIM118  (a Batch is no mapping)
+        assert torch.equal(torch.as_tensor(many[key]), torch.as_tensor(wanted[key])), key
 
 
 def test_networks_without_the_parts_are_named() -> None:

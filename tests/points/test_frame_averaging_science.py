@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from latticework.core.grid import entry_of
 from latticework.layers.frames import Finite, equivariance_error
 from latticework.points.baselines import ParticleGNN
 from latticework.points.frame_averaging import (
@@ -164,6 +165,85 @@ def test_batch_statistics_and_dropout_masks_are_shared_by_the_elements() -> None
     assert len(net.backbone.dropout._forward_hooks) == 0
 
 
+@pytest.mark.parametrize("name", ["pointnet", "dgcnn", "deepsets"])
+def test_the_dropout_of_the_librarys_point_backbones_is_shared(name: str) -> None:
+    method = entry_of(name)
+    assert method.dropout > 0
+    schema = {"output": "class", "vectors": []}
+    net = FramedPoints(method.module(0, 4, schema), E3(), "invariant", 0, None, None).double().train()
+    X = points(3, 40)
+    moved = X @ torch.linalg.qr(points(1, 3)[0])[0].mT + 2.0
+    torch.manual_seed(1)
+    first = net(X)
+    again = net(X)
+    torch.manual_seed(1)
+    torch.testing.assert_close(net(moved), first, rtol=0, atol=1e-8)
+    assert not torch.allclose(first, again)
+
+
+def test_a_dropout_in_place_is_shared_too_and_is_in_place_afterwards() -> None:
+    class Loud(Net):
+        def forward(self, *X: Tensor) -> Tensor:
+            h = self.first(X[0])
+            return self.last(torch.cat([self.dropout(h), h.tanh()], -1))
+
+    for inplace in (False, True):
+        net = Loud(dropout=0.5)
+        net.dropout = nn.Dropout(0.5, inplace=inplace)
+        average = FrameAveraging(net, E3(), "points").train()
+        check_equivariance(average, E3(), points(), "points", tolerance={torch.float64: 1e-11, torch.float32: 1e-3})
+        assert net.dropout.inplace == inplace
+
+
+def test_a_mask_that_cannot_be_shared_is_refused() -> None:
+    net = nn.Sequential(nn.Linear(3, 8), nn.AlphaDropout(0.5), nn.Linear(8, 3))
+    with pytest.raises(ValueError, match="AlphaDropout cannot be shared"):
+        FrameAveraging(net, E3(), "points").train()(points().float())
+    FrameAveraging(net, E3(), "points", same_dropout=False).train()(points().float())
+    FrameAveraging(net, E3(), "points").eval()(points().float())
+
+    class Few(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dropout = nn.Dropout(0.5)
+
+        def forward(self, X: Tensor) -> Tensor:
+            return X * self.dropout(X[:1])
+
+    with pytest.raises(ValueError, match="a dropout of 1 rows in 24 elements"):
+        FrameAveraging(Few(), E3(), "points").train()(points().float())
+
+
+class Numbered(nn.Module):
+    """A network that sees where a node stands: no symmetry under renumbering; with dropout."""
+
+    def __init__(self, n: int, F: int, p: float) -> None:
+        super().__init__()
+        self.first, self.dropout, self.last = nn.Linear(n * n + n * F, 16), nn.Dropout(p), nn.Linear(16, 3)
+
+    def forward(self, *given: Tensor) -> Tensor:
+        h = self.first(torch.cat([v.flatten(1) for v in given], 1).to(self.first.weight.dtype))
+        return self.last(self.dropout(h).tanh())
+
+
+def test_dropout_is_shared_by_the_orderings_of_a_graph() -> None:
+    A, order = random_graphs(4, 6), torch.randperm(6, generator=torch.Generator().manual_seed(5))
+    turned = A[:, order][:, :, order]
+    X = points(4, 6)
+    for group, given, other in (
+        (Sn(), (A,), (turned,)),
+        (E3() * Sn(), (X, A), (X[:, order] @ torch.linalg.qr(points(1, 3)[0])[0].mT - 1.0, turned)),
+    ):
+        inputs = ("graph",) if len(given) == 1 else ("points", "graph")
+        net = FrameAveraging(Numbered(6, 0 if len(given) == 1 else 3, 0.5), group, "invariant", inputs).double().train()
+        torch.manual_seed(2)
+        first = net(*given)
+        again = net(*given)
+        torch.manual_seed(2)
+        torch.testing.assert_close(net(*other), first, rtol=0, atol=1e-9)
+        assert not torch.allclose(first, again)
+
+
 def test_one_drawn_element_is_an_unbiased_estimate() -> None:
     X = points(2, 8)
     whole = FrameAveraging(Net().double(), E3(), "vectors")
@@ -220,6 +300,31 @@ def test_padding_in_weights_changes_nothing() -> None:
     torch.testing.assert_close(net(padded, longer, weights=longer)[:, :9], net(X, mask), rtol=0, atol=1e-12)
 
 
+def test_padding_may_hold_anything() -> None:
+    net, X, weights = FrameAveraging(Net(pooled=True).double(), E3()), points(1, 9), torch.ones(1, 12, dtype=torch.float64)
+    weights[:, 9:] = 0
+    wanted = net.group.frame(X)
+    for filling in (float("nan"), float("inf"), 1e300):
+        frame = net.group.frame(torch.cat([X, torch.full((1, 3, 3), filling, dtype=torch.float64)], 1), weights)
+        torch.testing.assert_close(frame.t, wanted.t)
+        torch.testing.assert_close(frame.R, wanted.R)
+
+
+def test_whole_numbers_are_points_too_and_what_stands_first_does_not_matter() -> None:
+    X = (10 * points()).round()
+    net = FrameAveraging(Net(pooled=True), E3())
+    torch.testing.assert_close(net(X.long()), net(X.float()))
+
+    class Swapped(Net):
+        def forward(self, *X: Tensor) -> Tensor:
+            return super().forward(X[1]) * X[0].mean()
+
+    kinds = ("invariant", "points")
+    lone = FrameAveraging(Swapped(pooled=True), E3(), inputs=kinds)
+    h = torch.ones(20, 4, 2)
+    torch.testing.assert_close(lone(h, X[0].float()), lone(h[None], X[:1].float())[0])
+
+
 # -- degenerate ------------------------------------------------------------------------------------------------------------
 def test_a_repeated_eigenvalue_is_warned_of_or_refused() -> None:
     square = torch.tensor([[1.0, 1, 0], [1, -1, 0], [-1, 1, 0], [-1, -1, 0]], dtype=torch.float64)
@@ -242,6 +347,12 @@ def test_mistakes_are_named() -> None:
     for call, says in (
         (lambda: FrameAveraging(Net(), E3())(nan.float()), "not finite"),
         (lambda: FrameAveraging(Net(), E3())(X[:, :0].float()), "at least one point"),
+        (lambda: FrameAveraging(Net(), E3())(X[:0].float()), "a batch of none"),
+        (lambda: FrameAveraging(Net(), Sn())(torch.zeros(0, 4, 4)), "a batch of none"),
+        (lambda: FrameAveraging(Net(), E3())(1e200 * X), "1e\\+200|e\\+20"),
+        (lambda: FrameAveraging(Net(), E3())(X.float(), weights=torch.ones(3)), "one a point is needed"),
+        (lambda: FrameAveraging(Net(), E3())(X.float(), weights=torch.ones(3, 20, 1)), "one a point is needed"),
+        (lambda: FrameAveraging(Net(), E3())(X.float(), weights=-torch.ones(3, 20)), "at least 0"),
         (lambda: FrameAveraging(Net(), E(9)), "1 to 8"),
         (lambda: FrameAveraging(Net(), E3(), "normals"), "no kind of tensor"),
         (lambda: FrameAveraging(Net(6), E3())(X.float(), X.float()), "say with inputs"),
@@ -324,6 +435,8 @@ def test_vectors_of_neighbourhoods_are_equivariant() -> None:
     X = points(2, 30)
     local = LocalVectors(6, 20, E3())
     check_equivariance(local, E3(), X, "vectors", tolerance={torch.float64: 1e-9, torch.float32: 1e-2})
+    scaled = SE3() * Scale()
+    check_equivariance(LocalVectors(6, 20, scaled), scaled, X, "vectors", tolerance={torch.float64: 1e-9, torch.float32: 1e-2})
     assert LocalVectors(6, 20).double()(X[:, :7]).shape == (2, 7, 6, 3)  # fewer points than neighbours
     moved = X.clone()
     moved[:, -1] += 100.0  # far away: no neighbourhood but its own feels it
@@ -503,8 +616,8 @@ def test_batches_of_copies_equal_one_graph_at_a_time() -> None:
     many, owner = repeated(batch, copies)
     wanted = Batch.from_data_list([graphs[i] for i in owner.tolist()])
     assert owner.tolist() == [0, 0, 1, 3, 3, 3, 4]
-    for key in ("x", "edge_index", "edge_attr", "frame_rank", "batch", "ptr"):
-        assert torch.equal(many[key], wanted[key]), key
+    for key in wanted.keys():  # noqa: SIM118  (a Batch is no mapping)
+        assert torch.equal(torch.as_tensor(many[key]), torch.as_tensor(wanted[key])), key
     net = FramedGraphs(PyGNet(8).double(), 6)
     net.eval()
     both = [b.apply(lambda v: v.double() if v.is_floating_point() else v) for b in (batch, Batch.from_data_list(graphs[1:2]))]

@@ -244,6 +244,16 @@ def test_commands(tmp_path: Path, command: Callable[..., tuple[int, str, str]]) 
     assert status != 0 and "name a folder" in err
     status, _, err = command("predict", model, one, "-o", tmp_path / "parts.npz")
     assert status == 0 and (tmp_path / "parts.npz").exists(), err
+    status, _, err = command("predict", model, one, "-o", tmp_path / "parts.xyz")
+    assert status == 0, err
+    scores = [command("score", "part-segmentation", tmp_path / f"parts.{form}", one) for form in ("ply", "npz", "xyz")]
+    assert scores[0][0] == 0 and len({out for _, out, _ in scores}) == 1, scores
+    text = (tmp_path / "parts.xyz").read_text()
+    for number, name in enumerate(clouds.part_names):
+        text = text.replace(f" {name}\n", f" {number}\n")
+    (tmp_path / "numbered.xyz").write_text(text)
+    status, _, err = command("score", "part-segmentation", tmp_path / "numbered.xyz", one)
+    assert status != 0 and "numbered.xyz has numbers for parts" in err
     status, _, err = command("score", "part-segmentation", tmp_path / "parts.ply", tmp_path / "scans" / "clouds" / "04.ply")
     assert status != 0 and "same points" in err
     (tmp_path / "bare.xyz").write_text("x y z\n0 0 0\n1 1 1\n")

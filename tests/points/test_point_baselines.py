@@ -124,6 +124,8 @@ def test_batches_scale_and_turn() -> None:
         mine = held.pos[i, :n]
         assert mine.mean(0).abs().max() < 1e-5 and mine.square().sum(1).mean() == pytest.approx(1, abs=1e-5)
         assert (held.pos[i, n:] == 0).all()
+    dirty = batch._replace(pos=batch.pos.masked_fill(~batch.mask[..., None], torch.nan))
+    assert torch.equal(scaled(dirty).pos, held.pos)
     rotation = random_rotations(2, torch.Generator().manual_seed(0))
     moved = turned(batch, rotation, 1)
     assert moved.x is not None and batch.x is not None

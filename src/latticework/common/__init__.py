@@ -1,1 +1,1 @@
-"""Plain recipes used by name everywhere."""
+"""Plain recipes used by name everywhere, and what several wings build on."""

@@ -36,6 +36,7 @@ SPLITS: Mapping[str, int] = {"train": 0, "valid": 1, "validation": 1, "val": 1, 
 SPLIT_NAMES = ("train", "valid", "test")
 XYZ, NORMAL = ("x", "y", "z"), ("nx", "ny", "nz")
 LABELS = ("part", "label")  # columns that are taken for part labels where nothing else is said
+UNKNOWN = "-1"  # the part of a point whose part is unknown, where parts are words
 _NPZ_POINTS = ("xyz", "pos", "points", "vertices")
 _NORMAL_WORDS = {f"{stem}{axis}": f"n{axis}" for stem in ("normal_", "normal", "n") for axis in "xyz"}
 
@@ -325,33 +326,38 @@ class MeshFiles(PointFiles):
 
 
 def kind_of(path: Path) -> str | None:
-    """``points``, ``meshes`` or none: what the first file of a path is, by its header."""
-    first = path if path.is_file() else _first(path)
-    if first is None or not first.is_file():
-        return None
-    if path.is_dir() and (path / TABLE).is_file() and first.suffix.lower() not in SUFFIXES:
-        return None
-    if first.suffix.lower() == ".ply":
-        lines = _ply_header(first)
+    """``points``, ``meshes`` or none: what the first file of a path that can be told is, by its header.
+
+    Where none can and there is a .ply or .xyz, ``points``: their reader then says what is wrong.
+    """
+    files = [path] if path.is_file() else _first(path)
+    found = next(filter(None, map(_kind_of_file, files)), None)
+    if found is None and any(file.suffix.lower() in (".ply", ".xyz") for file in files):
+        return "points"
+    return found
+
+
+def _kind_of_file(file: Path) -> str | None:
+    suffix = file.suffix.lower()
+    if suffix == ".ply":
+        lines = _ply_header(file)
         if not lines or lines[0] != "ply":
             return None
         return "meshes" if any(w[:2] == ["element", "face"] and w[2:] != ["0"] for w in map(str.split, lines)) else "points"
-    if first.suffix.lower() == ".npz":
-        names = set(_npz_names(first))
+    if suffix == ".npz":
+        names = set(_npz_names(file))
         if not names & set(_NPZ_POINTS):
             return None
         return "meshes" if "faces" in names else "points"
-    return "points" if first.suffix.lower() == ".xyz" else None
+    return "points" if suffix == ".xyz" else None
 
 
-def _first(path: Path) -> Path | None:
+def _first(path: Path) -> list[Path]:
+    """The clouds of the first folder that has some."""
     if not path.is_dir():
-        return None
-    for folder in (path, *_folders(path), *(inner for outer in _folders(path) for inner in _folders(outer))):
-        found = _clouds_in(folder)
-        if found:
-            return found[0]
-    return None
+        return []
+    folders = (path, *_folders(path), *(inner for outer in _folders(path) for inner in _folders(outer)))
+    return next(filter(None, map(_clouds_in, folders)), [])
 
 
 def _folders(path: Path) -> list[Path]:
@@ -710,7 +716,7 @@ def _label_column(label: str, columns: Mapping[str, Array], file: Path) -> str |
 def _parts(values: Array, found: Sequence[One]) -> tuple[Array, tuple[str, ...]]:
     """Numbers and names of the parts; -1, and an empty text, are unknown."""
     if values.dtype.kind in "U":
-        names = tuple(sorted(set(values.tolist()) - {""}))
+        names = tuple(sorted(set(values.tolist()) - {"", UNKNOWN}))
         code = {name: i for i, name in enumerate(names)}
         return np.array([code.get(v, -1) for v in values.tolist()], np.int64), names
     whole = values.astype(np.int64)
@@ -790,14 +796,26 @@ def columns_of(clouds: Clouds, i: int) -> dict[str, Array]:
     return columns
 
 
+def _word(name: str) -> str:
+    """A part's name as .xyz can hold it."""
+    if not name or name == UNKNOWN or any(c.isspace() or c == "," for c in name) or (_is_number(name) and not name.isdecimal()):
+        raise UserError(f"the part {name!r} is no single word, which .xyz needs; write .ply or .npz, or name it otherwise")
+    return name
+
+
 def encode(clouds: Clouds, i: int, suffix: str) -> bytes:
-    """The bytes of one cloud as .ply (binary), .xyz (with a line of names) or .npz."""
+    """The bytes of one cloud as .ply (binary), .xyz (with a line of names; parts by name) or .npz."""
     import io
 
     columns, held = columns_of(clouds, i), clouds.cloud(i)
     if suffix == ".xyz":
-        lines = [" ".join(columns)]
-        lines += [" ".join(f"{v:.9g}" for v in row) for row in zip(*(c.tolist() for c in columns.values()), strict=True)]
+        text = [
+            [f"{v:.9g}" for v in values.tolist()] for name, values in columns.items() if name != "part" or "parts" not in held
+        ]
+        if "parts" in held:
+            words = [_word(name) for name in clouds.part_names]
+            text.append([words[v] if v >= 0 else UNKNOWN for v in held["parts"].tolist()])
+        lines = [" ".join(columns), *(" ".join(row) for row in zip(*text, strict=True))]
         return ("\n".join(lines) + "\n").encode()
     out = io.BytesIO()
     if suffix == ".npz":

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.data import Batch, Data
 
+from latticework.common.graph_batches import Packed
 from latticework.core.errors import UserError
 from latticework.core.method import Backbone, Predictor
 from latticework.core.result import Findings
@@ -33,7 +34,6 @@ from latticework.core.task import Part, Task
 from latticework.core.value import setting
 from latticework.layers.contrastive import weighted_info_nce
 
-from .batching import Packed
 from .network import GRAPH_TASKS, GraphModel, GraphNet, GraphNetwork, device_of, fit_network
 
 SHOWN = 3  # graphs whose edges `explain` lists

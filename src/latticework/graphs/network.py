@@ -16,14 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.data import Batch, Data
 
+from latticework.common.graph_batches import Packed
 from latticework.core.errors import UserError
 from latticework.core.method import Backbone, Model, Predictor
 from latticework.core.run import Run
 from latticework.core.task import Part
 from latticework.core.training import Patience, Watch, train
 from latticework.core.value import setting
-
-from .batching import Packed
 
 T = TypeVar("T")
 GRAPH_TASKS = ("graph-classification", "graph-regression", "subgraph-counting")
@@ -115,6 +114,7 @@ class GraphNetwork(Backbone):
     gives: ClassVar[tuple[type[Any], ...]] = (Predictor,)
     model: ClassVar[type[GraphModel]] = GraphModel
     encode_head: ClassVar[bool] = True  # `module` has the socket of `GraphNet`
+    computes_equals_once: ClassVar[bool] = False  # compares (parts of) graphs by the features they have when they are prepared
 
     width: int = setting(64, "width of the hidden layers", ge=1, le=4096, search=[32, 64, 128])
     layers: int = setting(4, "layers that pass messages", ge=1, le=64, search=(2, 6))

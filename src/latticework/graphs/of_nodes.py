@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.data import Data
 
+from latticework.common.graph_batches import Packed
 from latticework.core.errors import UserError
 from latticework.core.run import Run
 from latticework.core.task import Part
 from latticework.core.training import Patience, Watch, train
 
-from .batching import Packed
 from .network import GraphModel, GraphNetwork, answers_of, device_of, outputs_of, ready
 
 

@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch_geometric.data import Data
 
+from latticework.common.graph_batches import Packed
 from latticework.core.dataset import Dataset
 from latticework.core.errors import OutOfTime, UserError
 from latticework.core.ledger import write_whole
@@ -34,8 +35,6 @@ from latticework.core.run import Run
 from latticework.core.task import Fold, Part, Query, Task
 from latticework.core.value import Value, setting
 from latticework.data.graphs import GraphSet, from_data, match_features, schema_of, wl_colours
-
-from .batching import Packed
 
 Array = NDArray[Any]
 LISTED = 2_000_000  # pairs held as a list; above, only their number is kept

@@ -35,6 +35,7 @@ from torch import Tensor
 
 MOST_DIMENSIONS = 8  # 2^d elements
 GAP = 1e-6  # below it a frame is as good as degenerate
+LARGEST = 1e150  # of a coordinate
 Linear = Literal["none", "SO", "O"]
 
 # what may stand in a tensor: how an element acts on it. Plural: one a point or node, [*, n, ...]; singular: one a cloud.
@@ -91,6 +92,11 @@ class Frame:
     def elements(self) -> int:
         """All of them, over all clouds."""
         return self.gap.numel() * self.size
+
+    @property
+    def owners(self) -> Tensor:
+        """int64 [elements]: whose cloud's each row of a `batch` is."""
+        return torch.arange(self.gap.numel(), device=self.gap.device).repeat_interleave(self.size)
 
     def into(self, X: Tensor, kind: str) -> Tensor:
         """``g^-1 X`` for every element: points ``(x - t) R / scale``, vectors ``v R / scale``, directions ``v R``; [*, F, ...]."""
@@ -152,26 +158,34 @@ def moments(X: Tensor, weights: Tensor | None = None, centred: bool = True) -> t
     """Mean t [*, d] and scatter C [*, d, d] of points X [*, n, d], in float64 and without gradient.
 
     ``t = sum w x / sum w``, ``C = sum w (x - t)(x - t)^T``; with `centred` false, t = 0. Weights [*, n] are at least 0; where
-    all of a cloud's are 0, t and C are 0. Leading dimensions of X and weights may broadcast. ``ValueError`` for no points, NaN or
-    infinite coordinates, and negative weights.
+    all of a cloud's are 0, t and C are 0; whatever stands where a weight is 0 counts for nothing. Leading dimensions of X and weights may
+    broadcast. ``ValueError`` for no points, coordinates that are not finite or above 1e150, and negative weights.
     """
     if X.ndim < 2 or X.shape[-2] == 0:
         raise ValueError(f"points have shape {list(X.shape)}: a cloud needs at least one point, [..., n, d] with n > 0")
     with torch.no_grad():
         Y = X.detach().double()
+        if weights is not None:
+            w = weights.detach().double()
+            if bool((w < 0).any()) or not bool(torch.isfinite(w).all()):
+                raise ValueError("weights must be finite and at least 0")
+            if not w.ndim or w.shape[-1] != Y.shape[-2]:
+                raise ValueError(
+                    f"weights of shape {list(w.shape)} beside {Y.shape[-2]} points a cloud: one weight a point, [..., n]"
+                )
+            Y = torch.where((w > 0).unsqueeze(-1), Y, torch.zeros_like(Y))
         finite = torch.isfinite(Y).all(-1)
         if not bool(finite.all()):
             where = [int(i) for i in torch.nonzero(~finite)[0]]
-            raise ValueError(f"the coordinates of the point at {where} are {X.detach()[tuple(where)].tolist()}: not finite")
+            raise ValueError(f"the coordinates of the point at {where} are {Y[tuple(where)].tolist()}: not finite")
+        if Y.numel() and (far := float(Y.abs().amax())) > LARGEST:
+            raise ValueError(f"a coordinate of {far:.3g}: squares of what is above {LARGEST:g} are no numbers any more")
         if weights is None:
             if not centred:
                 return Y.new_zeros(*Y.shape[:-2], Y.shape[-1]), Y.mT @ Y
             t = Y.mean(-2)
             Y = _about(Y, t)
             return t, Y.mT @ Y
-        w = weights.detach().double()
-        if bool((w < 0).any()) or not bool(torch.isfinite(w).all()):
-            raise ValueError("weights must be finite and at least 0")
         total = w.sum(-1, keepdim=True)
         t = (w.unsqueeze(-2) @ Y).squeeze(-2) / torch.where(total > 0, total, torch.ones_like(total))
         if not centred:
@@ -388,11 +402,13 @@ def cyclic(m: int) -> Finite:
 
 # -- S_n on graphs ---------------------------------------------------------------------------------------------------------------
 def check_adjacency(A: Tensor, directed: bool = False) -> None:
-    """``ValueError`` unless A [..., n, n] is square, finite, has nodes, and is symmetric (or declared directed)."""
+    """``ValueError`` unless A [..., n, n] is square, finite, has nodes, is of one graph at least, and is symmetric (or declared directed)."""
     if A.ndim < 2 or A.shape[-1] != A.shape[-2]:
         raise ValueError(f"an adjacency is square, [..., n, n]; this one has shape {list(A.shape)}")
     if A.shape[-1] == 0:
         raise ValueError("the graph has no nodes")
+    if not A.numel():
+        raise ValueError(f"a batch of no graphs, {list(A.shape)}")
     if not bool(torch.isfinite(A).all()):
         raise ValueError("the adjacency holds numbers that are not finite")
     if not directed and not bool((A.mT == A).all()):
@@ -449,6 +465,10 @@ def spectral_ranks(A: Tensor, x: Tensor | None = None, tolerance: float = 1e-6, 
     B, n, _ = keys.shape
     columns = [keys.reshape(B * n, -1)]
     if x is not None:
+        if x.shape[:2] != (B, n):
+            raise ValueError(f"node features of shape {list(x.shape)} beside {B} graphs of {n} nodes: [B, n, ...] is needed")
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError("the node features hold numbers that are not finite")
         columns.append(x.detach().double().cpu().numpy().reshape(B * n, -1))  # type: ignore[arg-type]
     graph = np.repeat(np.arange(B), n)
     table = np.concatenate([graph[:, None], *columns], 1)
@@ -530,6 +550,11 @@ class Orderings:
     @property
     def elements(self) -> int:
         return len(self.order) * (1 if self.inner is None else self.inner.size)
+
+    @property
+    def owners(self) -> Tensor:
+        """int64 [elements]: whose graph's each row of a `batch` is."""
+        return self.owner if self.inner is None else self.owner.repeat_interleave(self.inner.size)
 
     @property
     def gap(self) -> Tensor:

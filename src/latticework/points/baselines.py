@@ -164,12 +164,12 @@ class Head(nn.Module):
         sizes = (width, *hidden)
         self.rows = nn.ModuleList(Rows(a, b, norm) for a, b in zip(sizes, hidden, strict=False))
         self.out = nn.Linear(sizes[-1], outputs)
-        self.dropout = dropout
+        self.dropout = nn.Dropout(dropout)  # a module, so that frames can share its masks
 
     def forward(self, h: Tensor, mask: Tensor | None = None) -> Tensor:
         for row in self.rows:
             h = row(h, mask)
-        return self.out(F.dropout(h, self.dropout, self.training))
+        return self.out(self.dropout(h))
 
 
 class PointNet(PointBackbone):

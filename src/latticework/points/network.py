@@ -112,6 +112,8 @@ def scaled(batch: Batch) -> Batch:
     """Each cloud centred at its mean and divided by its root mean square distance from it (1 where that is 0)."""
     pos, mask = batch.pos, batch.mask
     weight = torch.ones_like(pos[..., :1]) if mask is None else mask[..., None].to(pos.dtype)
+    if mask is not None:  # padding may hold anything
+        pos = pos.masked_fill(~mask[..., None], 0.0)
     count = weight.sum(1, keepdim=True)
     pos = (pos - (pos * weight).sum(1, keepdim=True) / count) * weight
     size = (pos.square().sum(2, keepdim=True).sum(1, keepdim=True) / count).sqrt()

@@ -27,7 +27,7 @@ from latticework.core.run import Run
 from latticework.core.task import Fold, Part
 from latticework.core.value import setting
 from latticework.data.point_sets import rotations
-from latticework.data.points import LABELS, SUFFIXES, Asked, Clouds, group_of, read_one
+from latticework.data.points import LABELS, SUFFIXES, UNKNOWN, Asked, Clouds, group_of, read_one
 
 from .tasks import TEST, TRAIN, VALID, Array, PointTask, _clouds_by_name, answered, sizes_of, write_answers
 
@@ -335,13 +335,20 @@ class PartSegmentation(PointTask):
             if a.shape != b.shape or np.abs(a - b).max() > 1e-4 * max(float(np.abs(b).max()), 1e-30):
                 raise UserError(f"{path} and {known[name]} have not the same points in the same order")
             pairs.append((words, true))
-        unknown = {"", "-1"}
+        unknown = {"", UNKNOWN}
         names = sorted({w for words, true in pairs for w in (*words, *true)} - unknown)
         code = {name: i for i, name in enumerate(names)} | dict.fromkeys(unknown, -1)
         told, wanted = (np.array([code[w] for pair in pairs for w in pair[k]], np.int64) for k in range(2))
         rows = wanted >= 0
         if not rows.any():
             raise UserError(f"{truth}: no point has a part label")
+        for file, words, others in ((answers, told, wanted), (truth, wanted, told)):
+            here, there = ({names[v] for v in np.unique(w[w >= 0])} for w in (words, others))
+            if here and there and all(w.isdecimal() for w in here) and not any(w.isdecimal() for w in there):
+                raise UserError(
+                    f"{file} has numbers for parts ({', '.join(sorted(here)[:4])}), and the other file names "
+                    f"({', '.join(sorted(there)[:4])}); write the names, as .ply does in comments 'part 0 NAME'"
+                )
         return part_scores(wanted[rows], told[rows], names, {})
 
 

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from torch_geometric.data import Data
 
+from latticework.common.graph_batches import Packed
 from latticework.core.result import Findings
 from latticework.core.run import Run
 from latticework.core.task import Part, Task
 from latticework.core.value import setting
 
-from ..batching import Packed
 from ..codes import codes_of
 from ..network import GRAPH_TASKS, GraphFault, GraphModel, degree_of, device_of, outputs_of
 from ..of_nodes import NodesOrGraphs, NodesOrGraphsModel, bare, is_graph

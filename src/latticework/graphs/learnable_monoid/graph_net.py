@@ -12,12 +12,12 @@ from torch.nn import functional as F
 from torch_geometric.data import Batch
 from torch_geometric.nn import MessagePassing
 
+from latticework.common.graph_batches import Packed
 from latticework.core.run import Run
 from latticework.core.task import Part
 from latticework.core.training import Patience, Watch, train
 from latticework.core.value import setting
 
-from ..batching import Packed
 from ..network import GraphModel, GraphNet, GraphNetwork, outputs_of, ready
 from ..set_tasks import graphs_of
 from .aggregation import Name, aggregation_of, ordered_in, ordering, penalty_in

@@ -88,6 +88,7 @@ class SPENMethod(GraphNetwork):
 
     name: ClassVar[str] = "spen"
     model: ClassVar[type[GraphModel]] = SPENModel
+    computes_equals_once: ClassVar[bool] = True
 
     width: int = setting(
         16, "channels that each map of a layer gives; two maps stand side by side", ge=1, le=4096, search=[8, 16, 32]

@@ -64,6 +64,13 @@ def log_responsibilities(Y: Tensor, mixture: Mixture) -> Tensor:
     return torch.log_softmax(joint(Y, mixture.mu, mixture.log_pi, mixture.var), 2)
 
 
+def _held(Y: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Seeds with zeros for padding, and w [B, n, 1]: 1 where there is a point."""
+    if mask is None:
+        return Y, torch.ones_like(Y[..., :1])
+    return Y.masked_fill(~mask[..., None], 0.0), mask[..., None].to(Y.dtype)
+
+
 def _round(Y: Tensor, mu: Tensor, log_pi: Tensor, var: float, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """One round: new means and weights, and the log-likelihood before it. w [B, n, 1]: 1 where there is a point."""
     each = joint(Y, mu, log_pi, var)
@@ -117,22 +124,22 @@ def em(
 
     Y [B, n, 3], mask bool [B, n]; k components, cut to what the smallest cloud can hold only by merging. Components are
     merged before round 1 and after half of the rounds (`closer`, a Mahalanobis distance; 0: never), light ones dropped after three
-    quarters (`lighter`; 0: never). ``ValueError`` for k < 1, a cloud with fewer than k points, and seeds that are not finite.
+    quarters (`lighter`; 0: never). Padding may hold anything. ``ValueError`` for k < 1, no cloud, a cloud with fewer than k points, and
+    seeds that are not finite.
     """
     if k < 1:
         raise ValueError(f"{k} components; at least 1 is needed")
+    if not len(Y):
+        raise ValueError(f"seeds of shape {list(Y.shape)}: there is no cloud")
     if var <= 0:
         raise ValueError(f"a variance of {var:g}; it must be above 0")
     sizes = torch.full((len(Y),), Y.shape[1]) if mask is None else mask.sum(1).cpu()
     if int(sizes.min()) < k:
         raise ValueError(f"a cloud has {int(sizes.min())} points and {k} components are asked; use fewer components")
     with torch.no_grad():
-        Y = Y.detach()
-        w = torch.ones_like(Y[..., :1]) if mask is None else mask[..., None].to(Y.dtype)
-        if not bool(torch.isfinite(Y * w).all()):
+        Y, w = _held(Y.detach(), mask)
+        if not bool(torch.isfinite(Y).all()):
             raise ValueError("the seeds hold a value that is not finite")
-        if mask is not None:
-            Y = torch.where(mask[..., None], Y, torch.zeros_like(Y))
         if start is None:
             index = farthest_points(Y, k, mask)
             start = Y.gather(1, index[..., None].expand(-1, -1, 3))
@@ -154,7 +161,7 @@ def em(
 
 def unrolled(Y: Tensor, mixture: Mixture, mask: Tensor | None = None) -> Mixture:
     """One more round with the gradient by the seeds, through responsibilities and means, at constants that have none."""
-    w = torch.ones_like(Y[..., :1]) if mask is None else mask[..., None].to(Y.dtype)
+    Y, w = _held(Y, mask)
     mu, log_pi, _ = _round(Y, mixture.mu.detach(), mixture.log_pi.detach(), mixture.var, w)
     return mixture._replace(mu=mu, log_pi=log_pi)
 
@@ -168,7 +175,7 @@ def implicit(Y: Tensor, mixture: Mixture, mask: Tensor | None = None) -> Mixture
     """
     B, _n, _ = Y.shape
     k, var = mixture.mu.shape[1], mixture.var
-    w = torch.ones_like(Y[..., :1]) if mask is None else mask[..., None].to(Y.dtype)
+    Y, w = _held(Y, mask)
     count = w.sum(1)  # [B, 1]
     mu, log_pi = mixture.mu.detach(), mixture.log_pi.detach()
     alive, pi = log_pi.isfinite(), log_pi.exp()
@@ -220,7 +227,7 @@ def partition(
     mixture = em(Y, k, var, rounds, mask, closer=closer, lighter=lighter)
     if gradient != "none" and Y.requires_grad and torch.is_grad_enabled():
         mixture = (implicit if gradient == "implicit" else unrolled)(Y, mixture, mask)
-    log_r = log_responsibilities(Y if mask is None else torch.where(mask[..., None], Y, 0.0), mixture)
+    log_r = log_responsibilities(_held(Y, mask)[0], mixture)
     if draw == "sampled":
         noise = -torch.empty(log_r.shape, dtype=log_r.dtype).exponential_(generator=generator).log().to(log_r.device)
         part, soft = (log_r.detach() + noise).argmax(2), torch.softmax((log_r + noise) / temperature, 2)

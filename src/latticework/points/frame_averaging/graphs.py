@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latticework.common.graph_batches import Packed
 from latticework.layers.frames import Sn, distinct_orderings, frame_size
 
 LISTED = 3_000_000  # numbers of all framed adjacencies, beyond which a graph's orderings are drawn
@@ -130,39 +131,5 @@ class FramedGraphs(nn.Module):
 
 def repeated(batch: Any, copies: Tensor) -> tuple[Any, Tensor]:
     """Each graph of a PyG batch so many times, its copies side by side; the new batch, and whose copy each is."""
-    from torch_geometric.data import Batch
-
     owner = torch.repeat_interleave(torch.arange(len(copies), device=copies.device), copies)
-    sizes, starts = batch.ptr[1:] - batch.ptr[:-1], batch.ptr[:-1]
-    node, ptr = _runs(starts[owner], sizes[owner])
-    of_edge = batch.batch[batch.edge_index[0]]
-    if not bool((of_edge[1:] >= of_edge[:-1]).all()):  # edges of a graph together
-        raise ValueError("the edges of a batch must come graph by graph")
-    edges = torch.bincount(of_edge, minlength=len(copies))
-    edge, _ = _runs((edges.cumsum(0) - edges)[owner], edges[owner])
-    shift = torch.repeat_interleave(ptr[:-1] - starts[owner], edges[owner])
-    made: Any = Batch()
-    n, m = int(batch.ptr[-1]), int(batch.edge_index.shape[1])
-    for key in list(batch.keys()):
-        value = batch[key]
-        if key in ("batch", "ptr", "num_nodes", "frame_places", "frame_copies") or not isinstance(value, Tensor):
-            continue
-        if key == "edge_index":
-            made[key] = value[:, edge] + shift
-        elif value.shape[:1] == (n,) and not ("edge" in key and n == m):
-            made[key] = value[node]
-        elif value.shape[:1] == (m,):
-            made[key] = value[edge]
-        else:
-            made[key] = value[owner] if value.shape[:1] == (len(copies),) else value
-    made.num_nodes, made.ptr = len(node), ptr
-    made.batch = torch.repeat_interleave(torch.arange(len(owner), device=ptr.device), sizes[owner])
-    made._num_graphs = len(owner)
-    return made, owner
-
-
-def _runs(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """The numbers start .. start + length of each, one after another, and where each run begins."""
-    ends = lengths.cumsum(0)
-    ptr = torch.cat([ends.new_zeros(1), ends])
-    return torch.arange(int(ptr[-1]), device=ends.device) + torch.repeat_interleave(starts - ptr[:-1], lengths), ptr
+    return Packed(batch.to_data_list(), str(copies.device)).batch(owner.cpu()), owner

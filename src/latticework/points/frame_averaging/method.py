@@ -300,6 +300,7 @@ class FrameAveragingMethod(Backbone):
     """
 
     name: ClassVar[str] = "frame-averaging"
+    revision: ClassVar[int] = 2  # 1 drew the baselines' dropout for each view
     tasks: ClassVar[tuple[str, ...]] = (*POINT_TASKS, *GRAPH_TASKS)
     gives: ClassVar[tuple[type[Any], ...]] = (Predictor,)
     model: ClassVar[type[FramedModel]] = FramedModel
@@ -366,6 +367,8 @@ class FrameAveragingMethod(Backbone):
             return f"backbone={known} has no socket for {'(A, x)' if graphs else 'points'} in, features out"
         if not names & set(self.backbone.tasks):
             return f"its backbone {known} is made for {', '.join(self.backbone.tasks)}"
+        if getattr(kind, "computes_equals_once", False):
+            return f"backbone={known} computes equal graphs once, which numbered nodes make different, and is symmetric already"
         if graphs and self.local is not None:
             return "local frames are of points; leave local out on graphs"
         if self.layerwise and (self.local is not None or self.group not in ("E3", "SE3") or "n-body" not in names):

@@ -43,12 +43,13 @@ class FrameAveraging(nn.Module):
     at_once     in eval mode without gradients, so many clouds (an element of a cloud counts as one) go through phi at a time: saves memory,
                 and time where one batch of all would not fit a cache; none: all as one batch. phi must then answer each by itself
     degenerate  what a frame gap below 1e-6 does: "warn", "error", "ignore"; `last_gap` [B] holds the gaps of the last call
-    same_dropout    `nn.Dropout` modules of phi draw one mask for all elements of a cloud, without which training mode is not
-                    equivariant (a dropout that phi calls as a function cannot be seen: switch it off)
+    same_dropout    `nn.Dropout` modules of phi draw one mask for all elements of a cloud or graph, without which training mode is not
+                    equivariant (a dropout that phi calls as a function cannot be seen, the mask of an AlphaDropout not be shared:
+                    switch them off)
 
     BatchNorm within phi takes its statistics over all elements and clouds at once: shared, so that they are symmetric, too.
-    A single cloud may come without its batch axis, [n, d] or a graph [n, n]. Weights [B, n] (0: padding) count in the frame alone.
-    ``ValueError``: NaN, no points, a dimension other than the group's or above 8, an adjacency that is not square or not
+    A single cloud may come without its batch axis, [n, d] or a graph [n, n] (and all else without it). Weights [B, n] (0: padding)
+    count in the frame alone. ``ValueError``: NaN, no points, no clouds, a dimension other than the group's or above 8, an adjacency that is not square or not
     symmetric, kinds that do not fit the arguments.
     """
 
@@ -78,11 +79,13 @@ class FrameAveraging(nn.Module):
 
     def forward(self, *given: Any, weights: Tensor | None = None) -> Any:
         kinds = self._kinds(given)
-        first = given[0]
-        lone = first.ndim == 2
+        first = self._first("points", kinds, given)
+        first = self._first("graph", kinds, given) if first is None else first
+        lone = first is not None and first.ndim == 2
         if lone:
             given = tuple(v.unsqueeze(0) if isinstance(v, Tensor) else v for v in given)
             weights = None if weights is None else weights.unsqueeze(0)
+        given = tuple(_ready(v, kind) for v, kind in zip(given, kinds, strict=True))
         frame = self.frame(*given, weights=weights)
         self._look_at(frame.gap)
         seen = [frame.batch(v, kind) if isinstance(v, Tensor) else v for v, kind in zip(given, kinds, strict=True)]
@@ -114,6 +117,8 @@ class FrameAveraging(nn.Module):
         kinds = self._kinds(given)
         k = self.train_samples if self.training and self.train_samples is not None else self.samples
         points, A, x = (self._first(kind, kinds, given) for kind in ("points", "graph", "nodes"))
+        if weights is not None and points is not None and weights.shape != points.shape[:2]:
+            raise ValueError(f"weights of shape {list(weights.shape)} beside points {list(points.shape)}: one a point is needed")
         if isinstance(self.group, Sn):
             if A is None:
                 raise ValueError("Sn takes its frame from a graph [B, n, n]: name it in inputs")
@@ -152,7 +157,8 @@ class FrameAveraging(nn.Module):
             return
         says = (
             f"{len(low)} of {gap.numel()} frames are nearly degenerate (gap below {GAP:g}, cloud {int(low[0])} first): a repeated "
-            "eigenvalue leaves the axes open, so the answer may change when such a cloud is turned (not if its points lie on a line)"
+            "eigenvalue leaves the axes open, so the answer may change when such a cloud is turned (not if its points lie on a line "
+            "and nothing else turns with them)"
         )
         if self.degenerate == "error":
             raise ValueError(says)
@@ -161,30 +167,46 @@ class FrameAveraging(nn.Module):
     @contextlib.contextmanager
     def _shared_dropout(self, frame: Frame | Orderings) -> Iterator[None]:
         """One dropout mask for all elements of a cloud, in every dropout module of the network."""
-        modules = [m for m in self.backbone.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
-        if not (self.training and self.same_dropout and modules) or not isinstance(frame, Frame) or frame.size == 1:
+        modules = [m for m in self.backbone.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0]
+        owners = frame.owners
+        M, B = len(owners), len(frame.gap)
+        if not (self.training and self.same_dropout and modules) or M == B:
             yield
             return
-        B, F = len(frame.gap), frame.size
 
         def shared(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
             X = args[0]
-            if len(X) % (B * F):
-                raise ValueError(
-                    f"a dropout of {len(X)} rows in {B} clouds of {F} elements: set same_dropout=False, or its p to 0"
-                )
-            rows = X.unflatten(0, (B, F, len(X) // (B * F)))
-            mask = module.__class__.forward(module, torch.ones_like(rows[:, 0]).flatten(0, 1)).unflatten(
-                0, (B, len(X) // (B * F))
-            )
-            return (rows * mask.unsqueeze(1)).flatten(0, 2)
+            r, rest = divmod(len(X), M)
+            if rest or not r:
+                raise ValueError(f"a dropout of {len(X)} rows in {M} elements: set same_dropout=False, or its p to 0")
+            ones = X.new_ones(B * r, *X.shape[1:])
+            mask = type(module).forward(module, ones).unflatten(0, (B, r))
+            return (X.unflatten(0, (M, r)) * mask[owners]).flatten(0, 1)
 
-        handles = [m.register_forward_hook(shared) for m in modules if m.training]
+        for module in modules:
+            if isinstance(module, nn.AlphaDropout | nn.FeatureAlphaDropout):
+                raise ValueError(f"the mask of {type(module).__name__} cannot be shared: set same_dropout=False, or its p to 0")
+        inplace = [m for m in modules if m.inplace]
+        handles = [m.register_forward_hook(shared) for m in modules]
         try:
+            for module in inplace:  # the hook needs what the module was given
+                module.inplace = False
             yield
         finally:
+            for module in inplace:
+                module.inplace = True
             for handle in handles:
                 handle.remove()
+
+
+def _ready(v: Any, kind: str) -> Any:
+    """An argument as the frame takes it: what turns is floating, and there is a cloud or graph."""
+    if not isinstance(v, Tensor):
+        return v
+    if kind in ("points", "graph") and not len(v):
+        raise ValueError(f"{kind} of shape {list(v.shape)}: a batch of none")
+    turns = kind not in ("invariant", "graph", "nodes")
+    return v.to(torch.get_default_dtype()) if turns and not v.is_floating_point() else v
 
 
 class LayerwiseFrameAveraging(nn.Module):
@@ -243,7 +265,7 @@ class LocalVectors(nn.Module):
 
     def __init__(self, vectors: int = 42, k: int = 20, group: Motions | None = None, d: int = 3) -> None:
         super().__init__()
-        self.group = Motions(d, "O", True) if group is None else Motions(d, group.linear, True)
+        self.group = Motions(d, "O", True) if group is None else Motions(d, group.linear, True, scales=group.scales)
         self.k, self.vectors = k, vectors
         width = d * max(vectors // 2, 1)
         self.net = nn.Sequential(
