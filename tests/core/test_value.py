@@ -130,6 +130,19 @@ def test_an_entry_is_written_with_presets_and_nested_settings() -> None:
         entry_of("mlpp")
 
 
+def test_a_label_says_the_nearest_preset() -> None:
+    for entry in registry.entries("method"):
+        if any(field.is_required() for field in entry.load().model_fields.values()):
+            continue
+        plain = entry_of(entry.name)
+        assert entry_of(plain.label) == plain and (plain.label == entry.name or plain.name != entry.name), plain.label
+        for preset in entry.facts.get("presets", {}):
+            method = entry_of(f"{entry.name}:{preset}")
+            assert "(" not in method.label and entry_of(method.label) == method, method.label
+    changed = entry_of("dagnn:citeseer(hops=3)")
+    assert changed.label == "dagnn:citeseer(hops=3)" and entry_of("dagnn(hops=3)").label == "dagnn(hops=3)"
+
+
 def test_a_ref_holds_a_method_by_name() -> None:
     assert Ref.make({"method": "gcn"}).plain()["method"]["is"] == "gcn"
 

@@ -191,6 +191,30 @@ def test_alpha_zero_is_the_bare_predictor(link: Any) -> None:
     assert (model.net.weights.numpy() == S.values).all()
 
 
+def test_gradients_of_encoder_and_decoder_are_clipped_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert TCReweight().link.clip == 2.0
+    seen: list[tuple[float, ...]] = []
+    step = torch.optim.Adam.step
+
+    def watched(self: Any, *args: Any, **more: Any) -> Any:
+        encoder, decoder = net.halves()
+        seen.append(tuple(float(torch.cat([p.grad.flatten() for p in half]).norm()) for half in (encoder, decoder)))
+        return step(self, *args, **more)
+
+    fold = TASK.fold(lw.dataset("karate"), "random-0")
+    for clip in (0.0, 0.01):
+        link = SMALL.but(clip=clip)
+        net = TCReweight(link=link).wrapped(link.build(fold.train, Run(task=TASK)))
+        assert sum(map(len, net.halves())) == len(list(net.parameters())) and len(net.halves()[1]) == 4
+        net.begin(link.features(fold.train, "cpu"), link.operator(fold.train, "cpu"))
+        seen.clear()
+        with monkeypatch.context() as m:
+            m.setattr(torch.optim.Adam, "step", watched)
+            link.trained(net, fold.train, None, Run(task=TASK))
+        norms = torch.tensor(seen)
+        assert len(norms) == 8 and (bool((norms > 0.011).any()) if clip == 0 else bool((norms < 0.0101).all()))
+
+
 def test_added_mass_and_the_time_of_the_updates(monkeypatch: pytest.MonkeyPatch) -> None:
     updates: list[int] = []
     whole = ReweightedNet.update

@@ -105,6 +105,7 @@ def refresh() -> None:
     """Forget what was read (after a package was installed in this process)."""
     _heads.cache_clear()
     _entries.cache_clear()
+    named_values.cache_clear()
 
 
 def entries(noun: str) -> Iterator[Entry]:
@@ -145,6 +146,23 @@ def knows(noun: str, name: str) -> bool:
 def class_of(noun: str, name: str) -> Any:
     """The class of a named value."""
     return find(noun, name).load()
+
+
+@cache
+def named_values(kind: type[Value]) -> tuple[tuple[str, Value], ...]:
+    """What the entries of a class call ``name`` (where it stands for fields) and ``name:preset``, as values."""
+    target = f"{kind.__module__}:{kind.__qualname__}"
+    found = []
+    for entry in (e for items in _entries().values() for e in items):
+        if entry.target != target and (entry.name != kind.name or entry.load() is not kind):
+            continue
+        fields = entry.facts.get("fields", {})
+        if fields:
+            found.append((entry.name, kind.make(fields)))
+        found += [
+            (f"{entry.name}:{word}", kind.make({**fields, **more})) for word, more in entry.facts.get("presets", {}).items()
+        ]
+    return tuple(found)
 
 
 def value_of(noun: str, text: str) -> Value:

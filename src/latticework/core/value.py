@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, get_args
 
@@ -142,13 +143,25 @@ class Value(BaseModel):
 
     @property
     def label(self) -> str:
-        """Short text that a leaderboard shows: the name and what differs from the defaults."""
-        changed = []
-        for key, field in type(self).model_fields.items():
-            value = getattr(self, key)
-            if field.is_required() or value != field.get_default(call_default_factory=True):
-                changed.append(f"{key}={_short(value)}")
-        return self.name + (f"({', '.join(changed)})" if changed else "")
+        """Short text that a leaderboard shows: the name or preset that is nearest, and what differs from it."""
+        from . import registry
+
+        fields = type(self).model_fields
+        starts = [(self.name, _usual(type(self)))]
+        starts += [(head, {k: getattr(value, k) for k in fields}) for head, value in registry.named_values(type(self))]
+        heads = [(head, [k for k in fields if k not in start or getattr(self, k) != start[k]]) for head, start in starts]
+        head, changed = min(heads, key=lambda found: len(found[1]))
+        return head + (f"({', '.join(f'{k}={_short(getattr(self, k))}' for k in changed)})" if changed else "")
+
+
+@cache
+def _usual(kind: type[Value]) -> dict[str, Any]:
+    """The defaults of a class; what is written by name is a value where nothing has to be given."""
+    fields = {k: f for k, f in kind.model_fields.items() if not f.is_required()}
+    if len(fields) < len(kind.model_fields):
+        return {k: f.get_default(call_default_factory=True) for k, f in fields.items()}
+    value = kind.make({})
+    return {k: getattr(value, k) for k in fields}
 
 
 def digest_of(plain: Any) -> str:

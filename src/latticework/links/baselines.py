@@ -200,6 +200,12 @@ class LinkNet(nn.Module):
     def forward(self, x: Features | None, S: Any, pairs: Tensor) -> Tensor:
         return self.decode(self.encode(x, S), pairs)
 
+    def halves(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Parameters of the encoder and of the decoder."""
+        decoder = [] if self.mlp is None else list(self.mlp.parameters())
+        held = {id(p) for p in decoder}
+        return [p for p in self.parameters() if id(p) not in held], decoder
+
 
 class LinkNetModel(Model):
     """A trained encoder and decoder. Without features it answers for the fitted nodes, with them also for new graphs."""
@@ -261,6 +267,7 @@ class LinkNetwork(Backbone):
     batch: int = setting(1152, "links of a step", ge=1, le=100_000_000)
     epochs: int = setting(200, "at most", ge=1, le=100_000)
     patience: int = setting(50, "epochs without a better validation value before the fit stops", ge=1)
+    clip: float = setting(0.0, "largest norm of the gradients of the encoder, and of the decoder; 0: any", ge=0, later=True)
     row_normalise: bool = setting(
         False, "divide a node's features by their sum where all are 0 or 1 (bags of words)", search=[False, True]
     )
@@ -317,6 +324,8 @@ class LinkNetwork(Backbone):
                 b = len(batch)
                 value = F.softplus(-logits[:b]).mean() + F.softplus(logits[b:]).mean()
                 value.backward()
+                for half in net.halves() if self.clip else ():
+                    nn.utils.clip_grad_norm_(half, self.clip)
                 optimiser.step()
                 total, used = total + float(value.detach()) * b, used + b
             return total / used

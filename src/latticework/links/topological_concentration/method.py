@@ -101,6 +101,9 @@ class ReweightedNet(nn.Module):
     def forward(self, x: Features | None, S: Any, pairs: Tensor) -> Tensor:
         return self.decode(self.encode(x, S), pairs)
 
+    def halves(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        return self.link.halves()
+
 
 def operator_of(S: Any) -> SparseOperator:
     """An operator as a `SparseOperator`, which multiplies on every device; a torch CSR tensor is read once."""
@@ -169,9 +172,9 @@ class TCReweight(Method):
 
     `link` is any link predictor of the library that trains an encoder with an operator (gcn-links, sage-links); the default is
     the paper's: a decoder of two layers, no dropout, batches of 1152 links, 1000 epochs. The paper's alpha: 2 for GCN on Cora and
-    CiteSeer (there with warm_up=5), 0.2 to 0.5 with interval=2 on PubMed, 0.2 for SAGE. The official code clips gradients at 1 and
-    normalises weights by the destination but applies them by the source: ``transposed=true`` does the latter as it does.
-    The paper reports no gain on PubMed, and says itself that new neighbours limit what it can do.
+    CiteSeer (there with warm_up=5), 0.2 to 0.5 with interval=2 on PubMed, 0.2 for SAGE. Gradients are clipped at 2, which is the official
+    1 for its loss, half of ours. The official code normalises weights by the destination but applies them by the source:
+    ``transposed=true`` does the latter as it does. The paper reports no gain on PubMed, and says itself that new neighbours limit what it can do.
     """
 
     name: ClassVar[str] = "tc-reweight"
@@ -180,7 +183,7 @@ class TCReweight(Method):
     model: ClassVar[type[ReweightedLinksModel]] = ReweightedLinksModel
 
     link: Backbone = setting(
-        GCNLinks(decoder="mlp", dropout=0.0, lr=1e-3, batch=1152, epochs=1000, patience=1000, row_normalise=True),
+        GCNLinks(decoder="mlp", dropout=0.0, lr=1e-3, batch=1152, epochs=1000, patience=1000, row_normalise=True, clip=2.0),
         "the link predictor: gcn-links or sage-links; its fields by link.NAME",
     )
     alpha: float = setting(2.0, "weight added to a node's edges, in terms of what they have; 0: the bare predictor",
