@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from timing import taken
 
 from latticework.core.dataset import open_data
 from latticework.core.grid import entry_of
@@ -20,17 +20,6 @@ ENTRIES = {
     "EvolveGCN-O": f"evolvegcn({WIDTH})", "EvolveGCN-H": f"evolvegcn({WIDTH}; variant=H)", "GCN-GRU": f"gcn-gru({WIDTH})",
     "GCN": f"snapshot-gcn({WIDTH})",
 }  # fmt: skip
-
-
-def taken(work: Callable[[], Any], times: int = 5) -> float:
-    """The median of a few runs, after one to warm up."""
-    work()
-    found = []
-    for _ in range(times):
-        before = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - before)
-    return float(np.median(found))
 
 
 def concatenated(head: PairHead, H: torch.Tensor) -> float:
@@ -58,7 +47,7 @@ def run(nodes: int = 1899, width: int = 50, hidden: int = 100) -> list[dict[str,
         for a in range(0, nodes, 256):  # in blocks, as the task asks
             all_pairs(source[a : a + 256], across, w, 0.0, out[: len(source[a : a + 256])])
 
-    ours, peer = taken(split), taken(lambda: concatenated(head, H), 1)
+    ours, peer = taken(split, 5), taken(lambda: concatenated(head, H), 1)
     rows.append({
         "name": f"scores of all {nodes}^2 pairs, split head", "ours_s": ours, "peer": "concatenated vectors", "peer_s": peer,
         "ratio": peer / ours, "block_MB": 256 * nodes * 4 / 1e6,
@@ -80,7 +69,7 @@ def run(nodes: int = 1899, width: int = 50, hidden: int = 100) -> list[dict[str,
                 for case in some:
                     net.body(case.history)
 
-        forward[name] = taken(look) / (len(some) * len(some[0].history))
+        forward[name] = taken(look, 5) / (len(some) * len(some[0].history))
         optimiser = torch.optim.Adam(net.parameters(), lr=1e-3)
 
         def train(net: Any = net, cases: Any = cases, optimiser: Any = optimiser) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from timing import taken
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -53,17 +53,6 @@ def training(block: nn.Module, nodes: int, kernel: SDPBackend | None = None) -> 
                 block(x).square().sum().backward()
 
     return work
-
-
-def taken(work: Callable[[], Any], times: int = 3) -> float:
-    """The median of a few runs, after one to warm up."""
-    work()
-    found = []
-    for _ in range(times):
-        before = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - before)
-    return float(np.median(found))
 
 
 def run() -> list[dict[str, Any]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import networkx as nx
 import numpy as np
 import torch
+from timing import taken
 
 from latticework.common.graph_batches import Packed
 from latticework.core.dataset import open_data
@@ -17,17 +18,6 @@ from latticework.graphs.network import loss_of, outputs_of
 from latticework.layers.paths import motif_totals, rooted_paths, simple_graph
 
 STEPS = 6
-
-
-def taken(work: Callable[[], Any], times: int = 3) -> float:
-    """The median of a few runs, after one to warm up."""
-    work()
-    found = []
-    for _ in range(times):
-        before = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - before)
-    return float(np.median(found))
 
 
 def by_networkx(graphs: Sequence[nx.Graph], k: int) -> list[dict[tuple[int, int, int], int]]:

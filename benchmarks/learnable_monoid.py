@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from timing import taken
 from torch import Tensor, nn
 from torch_geometric.nn.aggr import LCMAggregation, SumAggregation
 
@@ -32,17 +32,6 @@ class CellByCell(nn.Module):
             live = live[counts[live] > t]
             h = h.index_copy(0, live, self.cell(x[order[start[live] + t]], h[live]))
         return h
-
-
-def seconds(work: Callable[[], Any], times: int = 3) -> float:
-    """The median of a few runs, after one to warm up."""
-    work()
-    found = []
-    for _ in range(times):
-        before = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - before)
-    return float(np.median(found))
 
 
 def step(aggregate: nn.Module, x: Tensor, index: Tensor, n: int) -> Callable[[], None]:
@@ -107,13 +96,13 @@ def run() -> list[dict[str, Any]]:
     # a star
     leaves = 4096
     x, index = torch.randn(leaves, WIDTH), torch.zeros(leaves, dtype=torch.int64)
-    ours = seconds(step(monoid, x, index, 1))
+    ours = taken(step(monoid, x, index, 1))
     for name, peer, aggregate in (
         ("a star of 4,096 leaves, forward and backward", "a GRU cell along the leaves", cells),
         ("the same star against the GRU kernel", "torch.nn.GRU", kernel),
         ("the same star against a sum", "a sum", SumAggregation()),
     ):
-        theirs = seconds(step(aggregate, x, index, 1))
+        theirs = taken(step(aggregate, x, index, 1))
         rows.append({"name": name, "ours_s": ours, "peer": peer, "peer_s": theirs, "ratio": theirs / ours})
 
     # ragged against padded
@@ -123,11 +112,11 @@ def run() -> list[dict[str, Any]]:
     padded = LCMAggregation(WIDTH, WIDTH, project=False)
     assert isinstance(monoid.op, BinaryGRU)
     padded.gru_cell.load_state_dict(monoid.op.cell.state_dict())
-    ours, mine = seconds(step(monoid, x, index, n)), saved(monoid, x, index, n)
+    ours, mine = taken(step(monoid, x, index, n)), saved(monoid, x, index, n)
     # the hub alone makes the padded class fold 1,000 rows a node: a twentieth of the nodes, not scaled up, is enough to see it
     share = n // 20
     few = index[index < share]
-    theirs = seconds(step(padded, x[: len(few)], few, share), 1)
+    theirs = taken(step(padded, x[: len(few)], few, share), 1)
     size = saved(padded, x[: len(few)], few, share)
     peer = {"peer": f"PyG's padded class on the first {share} nodes alone, the hub among them"}
     rows.append({
@@ -137,7 +126,7 @@ def run() -> list[dict[str, Any]]:
     rows.append({
         "name": "bytes kept for the backward call, the same graph", "ours_bytes": mine, **peer, "peer_bytes": size, "ratio": size / mine,
     })  # fmt: skip
-    theirs = seconds(step(SumAggregation(), x, index, n))
+    theirs = taken(step(SumAggregation(), x, index, n))
     rows.append(
         {"name": "the same graph against a sum", "ours_s": ours, "peer": "a sum", "peer_s": theirs, "ratio": theirs / ours}
     )
@@ -145,7 +134,7 @@ def run() -> list[dict[str, Any]]:
     # growth with the size of one set
     for size in (16, 64, 256, 1024, 4096):
         x, index = torch.randn(size, WIDTH), torch.zeros(size, dtype=torch.int64)
-        ours, theirs = seconds(step(monoid, x, index, 1)), seconds(step(cells, x, index, 1), 1)
+        ours, theirs = taken(step(monoid, x, index, 1)), taken(step(cells, x, index, 1), 1)
         rows.append({
             "name": f"growth: one set of {size} elements", "elements": size, "ours_s": ours, "peer": "a GRU cell along the elements",
             "peer_s": theirs, "ratio": theirs / ours, "depth": calls(monoid, x, index),

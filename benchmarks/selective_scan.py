@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from graph_mamba import peak_of
+from timing import taken
 from torch import Tensor
 
 from latticework.layers.selective_scan import scan_by_steps, selective_scan
 
 CHANNELS, STATES = 64, 16
 LENGTHS = (256, 1024, 4096, 16_384, 65_536)
-
-
-def taken(work: Callable[[], Any], times: int = 3) -> float:
-    """The median of a few runs, after one to warm up."""
-    work()
-    found = []
-    for _ in range(times):
-        before = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - before)
-    return float(np.median(found))
 
 
 def pieces(length: int) -> list[Tensor]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import networkx as nx
 import numpy as np
 import torch
+from timing import taken
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -55,17 +56,6 @@ class Held(TorchDispatchMode):
 
     def _gone(self, key: int) -> None:
         self.now -= self._seen.pop(key, 0)
-
-
-def taken(work: Callable[[], Any], times: int = 3) -> float:
-    """The median of a few runs, after one to warm up."""
-    work()
-    found = []
-    for _ in range(times):
-        before = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - before)
-    return float(np.median(found))
 
 
 def peak_of(net: nn.Module, batch: Any) -> int:

@@ -27,3 +27,14 @@ def timed(rivals: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> d
 def medians(rivals: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
     """Median seconds of each call."""
     return {name: float(np.median(values)) for name, values in timed(rivals, rounds).items()}
+
+
+def taken(work: Callable[[], object], times: int = 3) -> float:
+    """Median seconds of a few calls of one, after one to warm up."""
+    work()
+    found = []
+    for _ in range(times):
+        before = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - before)
+    return float(np.median(found))

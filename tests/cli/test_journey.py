@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,6 +92,21 @@ def test_compare_writes_every_form_and_resumes(mine: Path, tmp_path: Path, comma
     assert status == 0 and "8 cells, 8 finished before" in err
     assert command("report", tmp_path / "runs", "-o", tmp_path / "again.html")[0] == 0
     assert (tmp_path / "again.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_comparison_keeps_what_is_finished(mine: Path, tmp_path: Path, command: Command, sign: signal.Signals) -> None:
+    words = ["compare", str(mine), "-m", "majority,mlp", "--repeats", "500", "--no-baselines", "--runs", str(tmp_path / "runs")]
+    child = subprocess.Popen([sys.executable, "-m", "latticework", *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    finished = lambda: len(list((tmp_path / "runs").glob("cells/*/result.json")))  # noqa: E731
+    for _ in range(600):
+        if finished() >= 3:
+            break
+        assert child.poll() is None
+        time.sleep(0.1)
+    child.send_signal(sign)
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 130 and "what is finished is kept" in said.decode() and finished() >= 3
 
 
 def test_embed_writes_vectors_with_their_ids(mine: Path, tmp_path: Path, command: Command) -> None:

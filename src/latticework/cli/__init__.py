@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
+
+INTERRUPTED = 130  # typer exits with it, too
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -11,7 +14,17 @@ def main(arguments: list[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [w for w in words if w != "--debug"]
+    signal.signal(signal.SIGTERM, _stopped)  # as Ctrl-C: what is finished is kept, and recorded where that was asked
     sys.exit(run(words, debug))
+
+
+def _interrupted() -> int:
+    print("interrupted; what is finished is kept", file=sys.stderr)
+    return INTERRUPTED
+
+
+def _stopped(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def run(words: list[str], debug: bool = False) -> int:
@@ -27,6 +40,8 @@ def run(words: list[str], debug: bool = False) -> int:
 
         command = typer.main.get_command(app)
         status = command.main(args=expand(words), prog_name="latticework", standalone_mode=False, obj={"debug": debug})
+        if status == INTERRUPTED:
+            return _interrupted()
         return status if isinstance(status, int) else 0
     except click.exceptions.Exit as stop:
         return int(stop.exit_code)
@@ -34,8 +49,7 @@ def run(words: list[str], debug: bool = False) -> int:
         error.show()
         return 2
     except (KeyboardInterrupt, click.Abort, Cancelled):
-        print("interrupted; what is finished is kept", file=sys.stderr)
-        return 130
+        return _interrupted()
     except BrokenPipeError:
         return 0
     except UserError as error:
