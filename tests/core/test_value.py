@@ -14,7 +14,7 @@ from latticework.core import registry
 from latticework.core.errors import UserError
 from latticework.core.grid import class_value, entry_of
 from latticework.core.method import Ref
-from latticework.core.tuning import Tuned, search_space
+from latticework.core.tuning import Tuned, _distributions, search_space
 from latticework.core.value import Value, read_text, setting
 
 
@@ -151,6 +151,22 @@ def test_tuning_looks_through_nested_methods() -> None:
     method = entry_of("logistic-readout(encoder=svd)")
     assert set(search_space(method)) == {f"encoder.{k}" for k in search_space(entry_of("svd"))}
     assert "layers" in search_space(entry_of("gcn"))
+
+
+def test_every_place_where_tuning_looks_is_a_setting() -> None:
+    optuna = pytest.importorskip("optuna")
+    for entry in registry.entries("method"):
+        if any(field.is_required() for field in entry.load().model_fields.values()):
+            continue
+        method = entry_of(entry.name)
+        space = search_space(method)
+        assert set(_distributions(optuna, space)) == set(space)
+        for name, where in space.items():
+            for value in where if isinstance(where, list) else where[:2]:
+                method.with_settings({name: value})
+    for wrong in (("low", "high"), (1,), (1, 2, "linear"), "auto"):
+        with pytest.raises(TypeError, match="a list of choices"):
+            setting(1, "a field", search=wrong)
 
 
 def test_the_word_none_is_no_value_only_where_none_is_meant() -> None:

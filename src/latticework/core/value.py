@@ -40,6 +40,9 @@ def setting(
     """
     extra: dict[str, Any] = {"late": late, "later": later}
     if search is not None:
+        numbers = isinstance(search, tuple) and len(search) >= 2 and all(type(v) in (int, float) for v in search[:2])
+        if not isinstance(search, list) and not (numbers and search[2:] in ((), ("log",))):
+            raise TypeError(f"search={search!r}: (low, high), (low, high, 'log') or a list of choices")
         extra["search"] = search
     bounds: dict[str, Any] = {k: v for k, v in {"ge": ge, "gt": gt, "le": le, "lt": lt}.items() if v is not None}
     return Field(default, description=says, json_schema_extra=extra, **bounds)

@@ -115,7 +115,7 @@ class Recency(SeenPairsMethod):
 
     name: ClassVar[str] = "recency"
     unseen: Literal["alike", "popularity"] = setting(
-        "popularity", "how pairs that never met are ranked", search=("alike", "popularity")
+        "popularity", "how pairs that never met are ranked", search=["alike", "popularity"]
     )
 
     def scores(self, age: Array, met: Array, span: float) -> Array:

@@ -44,7 +44,7 @@ class RecencyMethod(Method):
     chance: ClassVar[bool] = False
 
     of: Literal["presence", "events"] = setting(
-        "events", "what a window counts: that a pair met, or how often", search=("presence", "events")
+        "events", "what a window counts: that a pair met, or how often", search=["presence", "events"]
     )
 
     def met(self, model: SnapshotModel, query: LinkBlock) -> Any:
@@ -247,7 +247,7 @@ class SnapshotLogistic(ClassMethod):
     model: ClassVar[type[Any]] = CountModel
 
     strength: float = setting(1.0, "C, the inverse of the penalty", gt=0, le=1e4, search=(1e-3, 1e2, "log"))
-    balanced: bool = setting(True, "classes count alike in the loss, however rare", search=(True, False))
+    balanced: bool = setting(True, "classes count alike in the loss, however rare", search=[True, False])
 
     def fit(self, train: Part, valid: Part | None, run: Run) -> CountModel:
         from sklearn.linear_model import LogisticRegression
