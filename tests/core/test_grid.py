@@ -175,6 +175,25 @@ def test_tuning_once_keeps_what_the_first_split_chose(tmp_path: Path) -> None:
     assert len(list(Ledger(tmp_path).results())) == 6
 
 
+def test_what_a_user_draws_next_is_theirs(tmp_path: Path) -> None:
+    """Neither a fit, nor a comparison, nor a saved model that is read moves torch's generator."""
+    import torch
+
+    import latticework as lw
+
+    torch.manual_seed(0)
+    wanted = torch.rand(1)
+    lw.fit("mlp(epochs=2)", "karate").save(tmp_path / "model")
+    for work in (
+        lambda: lw.fit("mlp(epochs=2)", "karate"),
+        lambda: lw.load(tmp_path / "model"),
+        lambda: lw.compare("karate", ["mlp(epochs=2)"], repeats=1, baselines=False),
+    ):
+        torch.manual_seed(0)
+        work()
+        assert torch.equal(torch.rand(1), wanted)
+
+
 def test_a_setting_that_no_entry_has_is_an_error() -> None:
     known = Grid.make({"data": ["karate"], "entries": ["mlp", "gcn"], "settings": [["layers", 3]]})
     assert len(known.cases()) == 1

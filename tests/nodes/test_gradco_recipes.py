@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,24 @@ def test_orbits_nobody_sits_on_give_zeros_and_say_so() -> None:
     run = Run(task=None, digest=data.digest(), fold="all")
     model = fitted(Gradco(dim=4, orbit="1:14-14"), data.whole(), None, run)  # type: ignore[arg-type]
     assert not model.vectors.any() and run.notes == ["no pair of nodes sits on 1:14-14: all vectors are zero"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("trials", [0, 2])
+def test_what_an_encoder_notes_stands_in_the_record_of_the_whole(tmp_path: Path, make_blocks: Any, trials: int) -> None:
+    """Through a read-out, through tuning, and where the fit comes from the ledger."""
+    graph = make_blocks()
+    loops = np.concatenate([graph.edge_index, np.arange(3)[None].repeat(2, 0)], 1)
+    data = GivenGraph.hold(finish(replace(graph, edge_index=loops, _cache={}), False))
+    task = task_of("node-classification").for_data(data)
+    fold = task.fold(data, task.plan(data, 1)[0][0])
+    method: Any = entry_of("logistic-readout(encoder=gradco(dim=4))")
+    if trials:
+        method = Tuned(method=method, trials=trials)
+    for _ in range(2):
+        run = Run(task=task, digest=data.digest(), fold="a", ledger=Ledger(tmp_path))
+        fitted(method, fold.train, fold.valid, run)
+        assert sum(note.startswith("gradco: ") and "loop" in note for note in run.notes) == 1, run.notes
+        assert (f"chosen of {trials} trials" in run.notes[0]) == bool(trials)
 
 
 def test_time_that_is_up_gives_the_edges_and_says_so() -> None:

@@ -160,6 +160,8 @@ class Run:
         self.refs_s += child.facts["fit_s"] + child.facts["refs_s"]
         self.waited_s += time.perf_counter() - before
         self.stopped |= child.stopped  # a fit on a part that was cut short is cut short
+        said = [f"{ref.method.name}: {note}" for note in child.notes]
+        self.notes += [note for note in dict.fromkeys(said) if note not in self.notes]
         return model
 
     def child(self, seed: int | None = None, label: str = "") -> Run:

@@ -57,6 +57,7 @@ class Tuned(Method):
             child = run.child()
             model = fitted(self.method, train, valid, child)
             run.stopped = child.stopped
+            run.notes += child.notes
             return model
         try:
             import optuna
@@ -66,7 +67,7 @@ class Tuned(Method):
         sign = 1.0 if run.metric.better == "higher" else -1.0
         sampler = optuna.samplers.TPESampler(seed=int(run.rng("tuning").integers(2**31)), n_startup_trials=min(10, self.trials))
         study = optuna.create_study(direction="maximize", sampler=sampler)
-        best: tuple[float, Model] | None = None
+        best: tuple[float, Model, list[str]] | None = None
         refused: list[str] = []
         for trial in range(self.trials):
             asked = study.ask(_distributions(optuna, space))
@@ -88,7 +89,7 @@ class Tuned(Method):
             if trial > 0:
                 study.tell(asked, score if math.isfinite(score) else -1e9)
             if best is None or score > best[0]:
-                best = (score, model)
+                best = (score, model, child.notes)
             try:
                 run.log(trial, valid=value)
             except OutOfTime:
@@ -96,7 +97,7 @@ class Tuned(Method):
             if run.stopped:
                 break
         assert best is not None
-        run.notes.append(f"chosen of {self.trials} trials on validation: {best[1].method.label}")
+        run.notes += [f"chosen of {self.trials} trials on validation: {best[1].method.label}", *best[2]]
         if refused:
             run.notes.append(f"{len(refused)} of the trials could not be used: {refused[0]}")
         return best[1]
@@ -115,11 +116,12 @@ class TunedOnce(Tuned):
 
     def fit(self, train: Part, valid: Part | None, run: Run) -> Model:
         search = Tuned(method=self.method, trials=self.trials, keep=self.keep)
+        own = list(run.notes)
         chosen = run.model(Ref(method=search, data=self.data, task=self.task, seed=0), train, valid).method
         child = run.child()
         model = fitted(chosen, train, valid, child)
         run.stopped |= child.stopped
-        run.notes.append(f"chosen of {self.trials} trials on the first fold: {chosen.label}")
+        run.notes = [*own, f"chosen of {self.trials} trials on the first fold: {chosen.label}", *child.notes]
         return model
 
 
