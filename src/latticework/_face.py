@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -125,8 +126,8 @@ def fit(
     value = method if isinstance(method, Method) else entry_of(method)
     value = value.with_settings(of_method) if of_method else value
     chosen = task if isinstance(task, Task) else task_of(task) if task else _task_for(value, given)
-    chosen = (chosen.with_settings(of_task) if of_task else chosen).for_data(given)
     _expect(chosen, given)
+    chosen = (chosen.with_settings(of_task) if of_task else chosen).for_data(given)
     if tune:
         keep = [*of_method, *(registry.settings_of(method) if isinstance(method, str) else ())]
         value = tuned(suited(chosen, value), tune, keep)
@@ -165,27 +166,48 @@ def load(path: str | Path, nets: Mapping[str, str] | None = None) -> Fitted:
 
 
 def embed(
-    method: str | Method, data: Any, *, seed: int = 0, device: str = "auto", threads: int = 1,
+    method: str | Path | Method, data: Any, *, seed: int = 0, device: str = "auto", threads: int = 1,
     settings: Mapping[str, Any] | None = None, on_log: OnLog | None = None, **fields: Any,
 ) -> tuple[Any, Part, Model]:  # fmt: skip
-    """Vectors of all that the data hold, by an Encoder that needs no labels: (array, part with the ids, model)."""
+    """Vectors of all that the data hold, by an Encoder that needs no labels: (array, part with the ids, model).
+
+    `method` may be the folder of a saved model that gives vectors, or reads those of an encoder inside it. Where nodes have types,
+    ``settings={"task.target": TYPE}`` says which are meant.
+    """
     of_method, of_task, of_data = split_settings({**(settings or {}), **fields})
-    if of_task:
-        raise UserError("embed has no task; leave out -s task.…")
-    value = method if isinstance(method, Method) else entry_of(method)
+    if isinstance(method, str | Path) and Path(method).is_dir() and not registry.knows("method", str(method)):
+        return _embed_saved(Path(method), open_data(data, of_data), {**of_method, **of_task})
+    value = method if isinstance(method, Method) else entry_of(str(method))
     value = value.with_settings(of_method) if of_method else value
     if Encoder not in value.gives:
         gives = {e.name: e.load().gives for e in methods()}  # a property where it depends on the method inside
         known = ", ".join(name for name, roles in gives.items() if isinstance(roles, tuple) and Encoder in roles)
         raise UserError(f"{value.name} gives no vectors; methods that do: {known}")
     given = open_data(data, of_data)
-    part = given.whole()
+    choices = set(inspect.signature(given.whole).parameters)
+    if set(of_task) - choices:
+        known = "; ".join(f"of {given.kind} data only -s task.{name}" for name in sorted(choices)) or "leave out -s task.…"
+        raise UserError(f"embed has no task; {known}")
+    part = given.whole(**of_task)
     run = Run(task=None, digest=given.digest(), fold="all", seed=seed, device=pick_device(device), threads=threads, on_log=on_log)
     # the vectors are the result: a copy of them in a ledger would only cost time
     with run.seeded():
         model = value.fit(part, None, run)
     encoder: Any = model
     return encoder.embed(part), part, model
+
+
+def _embed_saved(folder: Path, data: Dataset, changed: Mapping[str, Any]) -> tuple[Any, Part, Model]:
+    if changed:
+        raise UserError(f"{folder} is fitted already; leave out -s {next(iter(changed))}")
+    fitted = load(folder)
+    model = getattr(fitted.model, "encoder", fitted.model)
+    if not hasattr(model, "embed"):
+        raise UserError(f"{folder} holds {fitted.method.name}, which gives no vectors")
+    _expect(fitted.task, data)
+    query = {"nodes": "all"} if "nodes" in fitted.task.Query.model_fields else {}
+    part = fitted.task.ask(data, fitted.task.Query.make(query), fitted.model.schema)
+    return model.embed(part), part, model
 
 
 def probe(
@@ -249,7 +271,7 @@ def grid_of(
     tune_once: bool = False, baselines: bool = True, classic: int = 5, sweep: Any = (), settings: Mapping[str, Any] | None = None,
 ) -> Grid:  # fmt: skip
     """The cells that a comparison means, as a value."""
-    sets = [data] if isinstance(data, str | Path | Dataset) or not isinstance(data, Sequence) else list(data)
+    sets = list(data) if _are_several(data) else [data]
     entries = registry.split_outside(methods, ",") if isinstance(methods, str) else list(methods)
     return Grid.make(
         {
@@ -289,6 +311,15 @@ def report(runs: str | Path) -> Board:
         raise UserError(f"{runs} holds no comparison yet; run `latticework compare … --runs {runs}`")
     grid = Grid.make({k: v for k, v in found["grid"].items() if k != "is"})
     return Board.of(grid, finished(grid, ledger), ledger, found["command"])
+
+
+def _are_several(data: Any) -> bool:
+    """Whether a list is one of data sets; a list that is a data set itself (graphs of PyG) is one."""
+    if isinstance(data, str | Path | Dataset) or not isinstance(data, Sequence):
+        return False
+    if any(isinstance(one, str | Path | Dataset) for one in data):
+        return True
+    return all(entry.load().from_object(data) is None for entry in registry.entries("kind"))
 
 
 def _named(what: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -65,6 +66,36 @@ def test_a_saved_model_matches_a_new_file_by_name(mine: Path, tmp_path: Path, co
     nodes.drop("f2").write_csv(other / "nodes.csv")
     status, _, said = command("predict", tmp_path / "M", other, "-o", tmp_path / "c.csv")
     assert status == 2 and "1 are missing here, first 'f2'" in said and not (tmp_path / "c.csv").exists()
+
+
+def test_what_to_type_next_names_the_settings_of_the_data(tmp_path: Path, command: Command) -> None:
+    words = ("-s", "data.clients=2", "-s", "data.of=karate", "-s", "rounds=1")
+    status, said, err = command("fit", "fedavg", "partition", *words, "-o", tmp_path / "M")
+    assert status == 0, err
+    hint = said.splitlines()[-1].partition("use it: latticework ")[2].replace("-o predictions", f"-o {tmp_path / 'p'}")
+    status, _, err = command(*shlex.split(hint))
+    assert status == 0, err
+
+
+def test_a_method_of_another_kind_names_its_like(tmp_path: Path, command: Command) -> None:
+    status, _, err = command("compare", "rings-and-cliques", "-m", "gcn", "--task", "graph-classification")
+    assert status == 2 and "use graph-gcn" in err
+    for method in ("gin", "k-path", "wl-svm"):
+        status, _, err = command("fit", method, "rings-and-cliques", "-s", "task=node-classification", "-o", tmp_path / "M")
+        assert status == 2 and "node-classification is for graph, and this is graph-set" in err
+
+
+def test_a_list_of_graphs_is_one_data_set(tmp_path: Path) -> None:
+    import torch
+    from torch_geometric.data import Data
+
+    graphs = [
+        Data(edge_index=torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]]), num_nodes=3 + i % 3, y=torch.tensor([i % 2]))
+        for i in range(30)
+    ]
+    board = lw.compare(graphs, ["graph-majority"], repeats=2, baselines=False)
+    assert len(board.cases) == 1 and board.cases[0].rows[0].n == 2
+    assert len(lw.compare([graphs, "rings-and-cliques"], ["graph-majority"], repeats=2, baselines=False).cases) == 2
 
 
 def test_a_model_of_one_graph_says_how_to_refit(mine: Path, tmp_path: Path, command: Command) -> None:

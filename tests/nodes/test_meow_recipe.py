@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import latticework as lw
 from latticework.core.errors import UserError
 from latticework.core.grid import entry_of, task_of
 from latticework.core.ledger import Ledger
@@ -277,8 +278,8 @@ def test_a_type_without_features_is_one_hot_and_single_values_are_lists() -> Non
 # -- the probe ---------------------------------------------------------------------------------------------------------------
 def test_near_negatives_get_the_push_and_clusterings_take_it_from_false_ones() -> None:
     class Held:
-        def whole(self) -> Part:
-            return whole_hetero(self.read())
+        def whole(self, target: str | None = None) -> Part:
+            return whole_hetero(self.read(), target)
 
         def read(self) -> HeteroGraph:
             return academic(90)
@@ -298,6 +299,25 @@ def test_near_negatives_get_the_push_and_clusterings_take_it_from_false_ones() -
 
 
 # -- as a user types it ------------------------------------------------------------------------------------------------------
+def test_embed_other_types_and_from_a_fitted_model(tmp_path: Path, command: Callable[..., tuple[int, str, str]]) -> None:
+    write_hetero(academic(), tmp_path / "graph")
+    words = ("-s", "clusters=4,9", "-s", "nei_max=8", "-s", "epochs=2")
+    more = ("-s", "paths=author-paper-author", "-s", "task.target=author")
+    status, _, err = command("embed", tmp_path / "graph", "-m", "meow", *words, *more, "-o", tmp_path / "a.npy")
+    assert status == 0 and len(np.load(tmp_path / "a.npy")) == 24, err
+    assert command("fit", "meow", tmp_path / "graph", *words, "-o", tmp_path / "M")[0] == 0
+    status, _, err = command("embed", tmp_path / "graph", "-m", tmp_path / "M", "-o", tmp_path / "m.npy")
+    assert status == 0, err
+    fitted: Any = lw.load(tmp_path / "M")
+    assert np.array_equal(np.load(tmp_path / "m.npy"), fitted.model.encoder.vectors.numpy())
+    for method, setting, says in (
+        (tmp_path / "M", "epochs=3", "is fitted already"), (tmp_path / "M", "task.target=author", "is fitted already"),
+        ("meow", "task.valid=0.2", "only -s task.target"), ("meow", "task.target=nobody", "is not a node type"),
+    ):  # fmt: skip
+        status, _, err = command("embed", tmp_path / "graph", "-m", method, "-s", setting, "-o", tmp_path / "n.npy")
+        assert status == 2 and says in " ".join(err.split()), err
+
+
 def test_embed_by_command(tmp_path: Path, command: Callable[..., tuple[int, str, str]]) -> None:
     write_hetero(academic(), tmp_path / "graph")
     words = ("-s", "clusters=4,9", "-s", "nei_max=8", "-s", "epochs=2", "-s", "paths=paper-author-paper,paper-subject-paper")

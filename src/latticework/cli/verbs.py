@@ -153,7 +153,8 @@ def fit(
     fitted.save(out)
     for line in _said_of(fitted):
         print(line)
-    print(f"wrote {out}; use it: latticework predict {out} {data} -o predictions")
+    words = [str(out), data, *(word for k, v in rest.items() if k.startswith("data.") for word in ("-s", f"{k}={v}"))]
+    print(f"wrote {out}; use it: latticework predict {shlex.join(words)} -o predictions")
 
 
 @app.command(
@@ -208,7 +209,7 @@ def update(
 @app.command(epilog="Example: latticework embed edges.csv -m fastrp -s dim=128 -o embedding.npy")
 def embed(
     data: Annotated[str, typer.Argument(help="Your files, or a named data set.")],
-    method: Annotated[str, typer.Option("-m", "--method", help="A method that gives vectors.")],
+    method: Annotated[str, typer.Option("-m", "--method", help="A method that gives vectors, or a model that `fit -o` wrote.")],
     out: Annotated[Path, typer.Option("-o", "--out", help=".npy (ids beside it), .csv or .parquet.")],
     settings: Settings = [],
     seed: Seed = 0,

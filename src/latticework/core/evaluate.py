@@ -34,7 +34,10 @@ class Options(NamedTuple):
 def suited(task: Task, method: Method) -> Method:
     """The method itself, or the task's read-out around it where its role is not the task's."""
     if not set(task.names()) & set(method.tasks):
-        raise UserError(f"{method.name} is for {', '.join(method.tasks) or 'no task'}, not for {task.name}")
+        able = registry.search(task.name)
+        twins = [e.name for e in able if e.name.endswith(f"-{method.name}") or e.name.startswith(f"{method.name}-")]
+        hint = f"; use {' or '.join(twins)}" if twins else ""
+        raise UserError(f"{method.name} is for {', '.join(method.tasks) or 'no task'}, not for {task.name}{hint}")
     if task.role in method.gives:
         return method
     for role in method.gives:

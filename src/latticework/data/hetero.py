@@ -623,9 +623,9 @@ def target_of(graph: HeteroGraph, target: str | None) -> str:
     raise UserError(f"no node has a label (types: {', '.join(graph.types)}); add a column 'label' to one file of nodes/")
 
 
-def whole_hetero(graph: HeteroGraph) -> Part:
-    """The whole graph without labels, asking for all nodes of the labelled type (the first type, where there is none)."""
-    target = graph.labelled[0] if graph.labelled else graph.types[0]
+def whole_hetero(graph: HeteroGraph, target: str | None = None) -> Part:
+    """The whole graph without labels, asking for all nodes of a type: the one named, the labelled one, the first where none is."""
+    target = target_of(graph, target) if target or graph.labelled else graph.types[0]
     query = HeteroNodes(np.arange(graph.sizes[target]), graph.ids[target], target)
     return Part(graph.tensors(), query, None, hetero_schema(graph, target))
 
@@ -671,8 +671,8 @@ class HeteroSet(Dataset):
     def write(self, to: Path) -> None:
         write_hetero(self.read(), to)
 
-    def whole(self) -> Part:
-        return whole_hetero(self.read())
+    def whole(self, target: str | None = None) -> Part:
+        return whole_hetero(self.read(), target)
 
 
 class HeteroFiles(HeteroSet):

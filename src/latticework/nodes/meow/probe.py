@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latticework.core.dataset import Dataset
 from latticework.core.errors import UserError
 from latticework.core.probe import Probe
 from latticework.core.result import Findings
@@ -50,11 +49,12 @@ class NegativePush(Probe):
         MEOWMethod(weights=False, prototypes=0.0, epochs=20), "trained first; its clusters give the weights that are compared"
     )
     anchors: int = setting(1000, "nodes whose negatives are looked at, at most", ge=1, le=1_000_000)
+    target: str | None = setting(None, "the node type that is looked at; left out, the one with labels, or the first")
 
-    def measure(self, data: Dataset | None, run: Run) -> Findings:
+    def measure(self, data: Any, run: Run) -> Findings:
         if data is None:
             raise UserError("negative-push needs a heterogeneous graph")
-        part = data.whole()
+        part = data.whole(self.target)
         target, method = part.query.target, self.encoder
         n = int(part.data[target].num_nodes)
         method.but(weights=True).ready(n, target)
