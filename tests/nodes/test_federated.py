@@ -129,6 +129,12 @@ def test_what_cannot_be_a_task(three: Partition, make_blocks: Callable[..., Grap
     with pytest.raises(UserError, match="brings no column 'split'"):
         FederatedNodeClassification(protocol="fixed").fold(three, "fixed")
     graph = make_blocks(20)
+    sides = np.tile([0, 0, 1, 2], 5).astype(np.int8)
+    given = {name: replace(graph, fixed=code, _cache={}) for name, code in (("a", sides), ("b", sides[::-1].copy()))}
+    with pytest.raises(UserError, match=r"node 'node 0' is in the train part of client 'a' and in the test part of 'b' \("):
+        FederatedNodeClassification(protocol="fixed").fold(GivenClients.hold(gather(given)), "fixed")
+    silent = {"a": given["a"], "b": replace(graph, fixed=np.where(sides == 2, -1, sides).astype(np.int8), _cache={})}
+    FederatedNodeClassification(protocol="fixed").fold(GivenClients.hold(gather(silent)), "fixed")
     bare = replace(graph, y=np.full(20, -1), ids=tuple(f"other {i}" for i in range(20)), _cache={})
     with pytest.raises(UserError, match="client 'bare' has no labelled node"):
         TASK.for_data(GivenClients.hold(gather({"full": graph, "bare": bare})))

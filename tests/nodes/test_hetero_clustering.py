@@ -42,6 +42,22 @@ def changed(**fields: Any) -> Dataset:
     return open_data(replace(graph(), _cache={}, **fields))
 
 
+def test_new_data_are_matched_by_name() -> None:
+    """Columns in another order give the same groups; a missing one is named."""
+    task: Any = task_of(TASK)
+    data = open_data(BLOCKS)
+    kind = graph().labelled[0]
+    model, _ = fit(entry_of("kmeans"), data, task.for_data(data), ledger=Ledger(None))
+    wanted, _ = ask(model, task.for_data(data), data)
+    x, names = graph().x[kind], graph().features[kind]
+    order = np.random.default_rng(0).permutation(len(names))
+    turned = changed(x=graph().x | {kind: x[:, order]}, features=graph().features | {kind: tuple(names[i] for i in order)})
+    assert np.array_equal(ask(model, task.for_data(data), turned)[0], wanted)
+    fewer = changed(x=graph().x | {kind: x[:, 1:]}, features=graph().features | {kind: names[1:]})
+    with pytest.raises(UserError, match=f"{kind}: the model was fitted with .* first '{names[0]}'"):
+        ask(model, task.for_data(data), fewer)
+
+
 # -- batteries ---------------------------------------------------------------------------------------------------------------
 def test_task() -> None:
     check_task(TASK, BLOCKS)

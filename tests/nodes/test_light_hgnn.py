@@ -214,6 +214,39 @@ def test_a_teacher_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     assert all(torch.equal(student.state()[k], same.state()[k]) for k in student.state())
 
 
+def test_a_saved_teacher_reads_columns_by_name(tmp_path: Path) -> None:
+    """Columns in another order: the same teaching; others, or fewer: refused, naming one."""
+    from dataclasses import replace
+
+    from latticework.core.store import save_model
+    from latticework.data.hypergraph_sets import GivenHypergraph
+
+    graph = open_data(DATA).read()
+    teacher, parts, _ = fit(entry_of("hgnn(epochs=3)"))
+    save_model(teacher, tmp_path / "T")
+
+    def taught(x: Any, names: tuple[str, ...], kind: type[LightHGNN] = LightHGNN) -> Any:
+        data = GivenHypergraph.hold(replace(graph, x=x, features=names, _cache={}))
+        fold = TASK.fold(data, "draw-0")
+        method = kind(teacher=Ref(saved=tmp_path / "T"), epochs=1)
+        held = method._teacher(fold.train, fold.valid, Run(task=TASK, digest=data.digest(), fold="draw-0"))
+        return held.predict(fold.test.blind()), fitted(method, fold.train, fold.valid, Run(task=TASK, digest=data.digest()))
+
+    wanted = np.asarray(teacher.predict(parts.test.blind()))
+    order = np.random.default_rng(0).permutation(len(graph.features))
+    names = tuple(graph.features[i] for i in order)
+    for kind in (LightHGNN, LightHGNNPlus):
+        found, _ = taught(graph.x[:, order], names, kind)
+        assert np.allclose(found, wanted, atol=1e-6)
+    with pytest.raises(UserError, match=r"reads 64 columns and these data have 63; .* is the teacher's alone"):
+        taught(graph.x[:, 1:], graph.features[1:])
+    with pytest.raises(UserError, match="'another' is these data's alone"):
+        taught(graph.x, ("another", *graph.features[1:]))
+    for method in (Ref(method=entry_of("gcn")), Ref(method=entry_of("gin"))):
+        with pytest.raises(UserError, match="cannot teach here; it is for"):
+            fit(LightHGNN(teacher=method, epochs=1))
+
+
 def test_a_teacher_that_gives_nan_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     from latticework.nodes.network import NodeModel
 

@@ -7,7 +7,7 @@ so no test label is at hand elsewhere, and the share of train nodes varies from 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -113,6 +113,8 @@ class FederatedNodeClassification(Task):
             codes = [whole[place] for place in clients.places]
         for code, graph in zip(codes, clients.graphs, strict=True):
             code[~graph.labelled] = -1
+        if kind == "fixed":
+            _one_side(clients, codes)
         return tuple(codes)
 
     @staticmethod
@@ -230,6 +232,24 @@ class FederatedNodeClassification(Task):
             said[client].append(code.get(word, len(code)))
         names = clients.names
         return _scores(names, [np.array(true[n], np.int64) for n in names], [np.array(said[n], np.int64) for n in names])
+
+
+def _one_side(clients: Clients, codes: Sequence[Array]) -> None:
+    """A node that several clients hold is on one side of a split that they bring, or the split lets the test part be trained on."""
+    sides, owner = np.full(clients.total, -1), np.zeros(clients.total, np.int64)
+    for number, (code, place) in enumerate(zip(codes, clients.places, strict=True)):
+        told = code >= 0
+        rows = np.flatnonzero(told & (sides[place] >= 0) & (sides[place] != code))
+        if len(rows):
+            row = int(rows[0])
+            words = {TRAIN: "train", VALID: "valid", TEST: "test"}
+            other = clients.names[owner[place[row]]]
+            raise UserError(
+                f"node {clients.graphs[number].ids[row]!r} is in the {words[int(sides[place[row]])]} part of client {other!r} and in the "
+                f"{words[int(code[row])]} part of {clients.names[number]!r} ({len(rows)} such); give it one side in both columns "
+                "'split', or use -s task.protocol=random"
+            )
+        sides[place[told]], owner[place[told]] = code[told], number
 
 
 def _labels(graph: Graph) -> Array:

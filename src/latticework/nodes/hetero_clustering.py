@@ -28,6 +28,7 @@ from latticework.core.value import Value, setting
 from latticework.data.hetero import HeteroGraph, HeteroNodes, biadjacency, hetero_schema, labels_file, steps_from, target_of
 from latticework.layers.sparse_features import SparseFeatures, narrow
 
+from .hetero_tasks import match_hetero
 from .network import features_of
 from .tasks import Truth
 
@@ -93,10 +94,11 @@ class HeteroNodeClustering(Task):
 
     def ask(self, data: Dataset | None, query: Value, schema: Mapping[str, Any]) -> Part:
         assert data is not None
-        graph: HeteroGraph = data.read()
         target = schema["target"]
-        if target not in graph.types:
-            raise UserError(f"the model clusters {target!r} nodes, and there are none here; types: {', '.join(graph.types)}")
+        read: HeteroGraph = data.read()
+        if target not in read.types:
+            raise UserError(f"the model clusters {target!r} nodes, and there are none here; types: {', '.join(read.types)}")
+        graph = match_hetero(read, schema)
         nodes = HeteroNodes(np.arange(graph.sizes[target]), graph.ids[target], target)
         kept = {"classes": schema["classes"], "clusters": schema["clusters"]}
         return Part(graph.tensors(), nodes, None, hetero_schema(graph, target) | kept)

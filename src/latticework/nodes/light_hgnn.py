@@ -252,14 +252,27 @@ class LightHGNN(Method):
             raise UserError(
                 f"{self.name}: a teacher is a method or a saved model (-s teacher.method=hgnn, -s teacher.saved=MODEL)"
             )
+        method = self.teacher.method
+        if method is not None and not set(method.tasks) & set(HYPER_TASKS):
+            raise UserError(f"{self.name}: {method.name} cannot teach here; it is for {', '.join(method.tasks)}")
         teacher = run.model(self.teacher, train, valid)
+        if not set(teacher.method.tasks) & set(HYPER_TASKS):
+            raise UserError(f"{self.name}: {teacher.method.name} cannot teach here; it is for {', '.join(teacher.method.tasks)}")
         known, own = list(teacher.schema["classes"]), list(train.schema["classes"])
         if known != own:
             raise UserError(
                 f"{self.name}: the teacher {teacher.method.name} knows {len(known)} classes ({', '.join(known[:5])}) and these data "
                 f"have {len(own)} ({', '.join(own[:5])}); fit the teacher on these data"
             )
-        return teacher
+        wanted, here = list(teacher.schema["features"]), list(train.schema["features"])
+        strange = sorted(set(wanted) ^ set(here))
+        if strange:
+            whose = "the teacher's alone" if strange[0] in wanted else "these data's alone"
+            raise UserError(
+                f"{self.name}: the teacher {teacher.method.name} reads {len(wanted)} columns and these data have {len(here)}; "
+                f"{strange[0]!r} is {whose} ({len(strange)} such): fit the teacher on these data"
+            )
+        return teacher if wanted == here else ByName(teacher, [here.index(name) for name in wanted])
 
     @staticmethod
     def _target(teacher: Any, part: Part) -> Tensor:
@@ -297,6 +310,21 @@ class LightHGNN(Method):
         if run.fold.startswith("all"):
             run.notes.append(_serving(model, teacher, train))
         return found
+
+
+class ByName:
+    """A teacher whose columns stand in another order here."""
+
+    def __init__(self, teacher: Any, order: list[int]) -> None:
+        self.teacher, self.order, self.method, self.schema = teacher, order, teacher.method, teacher.schema
+
+    def predict(self, part: Part) -> Any:
+        def make() -> Any:
+            data = part.data.clone()
+            data.x = data.x[:, self.order]
+            return data
+
+        return self.teacher.predict(part._replace(data=kept.get(part.data, ("columns", tuple(self.order)), make)))
 
 
 def _serving(model: LightModel, teacher: Any, part: Part, requests: int = 20) -> str:
