@@ -17,7 +17,7 @@ from latticework.core.grid import Cell, Grid, class_value, entry_of, run_grid, t
 from latticework.core.ledger import Ledger
 from latticework.core.method import Encoder, Method, Model
 from latticework.core.result import Findings, Result, Score
-from latticework.core.run import Run, pick_device
+from latticework.core.run import Run, generator_kept, pick_device
 from latticework.core.task import Part, Task
 
 if TYPE_CHECKING:
@@ -153,6 +153,7 @@ def _task_for(method: Method, data: Dataset) -> Task:
     return task
 
 
+@generator_kept()
 def load(path: str | Path, nets: Mapping[str, str] | None = None) -> Fitted:
     """A saved model. Nothing in the files is executed."""
     if Path(path).is_file() and store.own_form(Path(path)) is not None:

@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 import scipy.sparse as sp
 
+import latticework as lw
 from latticework.core import registry, store
 from latticework.core.dataset import open_data
 from latticework.core.errors import Cancelled, UserError
@@ -163,6 +164,14 @@ def test_time_that_is_up_gives_the_edges_and_says_so() -> None:
     model: Any = fitted(Gradco(dim=4, orbit="3:4-4"), data.whole(), None, run)  # type: ignore[arg-type]
     assert run.stopped and "before 3:4-4 was counted" in run.notes[-1] and model.method.orbit == (1, 0, 0)
     assert np.array_equal(model.vectors, Gradco(dim=4, orbit="1:0-0").vectors(adjacency_of("karate")))  # type: ignore[arg-type]
+
+
+def test_a_saved_model_says_which_orbit_the_time_left(tmp_path: Path) -> None:
+    fitted_model = lw.fit("gradco", "karate", time=1e-6)
+    fitted_model.save(tmp_path / "M")
+    model: Any = lw.load(tmp_path / "M").model
+    assert model.encoder.method.orbit == (1, 0, 0) and model.method.encoder.orbit == (1, 0, 0)
+    assert np.array_equal(model.encoder.vectors, Gradco(orbit="1:0-0").vectors(adjacency_of("karate")))  # type: ignore[arg-type]
 
 
 def test_graphs_that_are_not_simple() -> None:

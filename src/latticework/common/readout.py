@@ -17,7 +17,9 @@ class ReadoutModel(Model):
     """
 
     def __init__(self, method: Any, schema: Mapping[str, Any], encoder: Any, estimator: Any) -> None:
-        self.method, self.schema, self.encoder, self.estimator = method, schema, encoder, estimator
+        # an encoder that ran out of time may be another than was asked: what is saved says which it is
+        self.method = method if encoder.method == method.encoder else method.but(encoder=encoder.method)
+        self.schema, self.encoder, self.estimator = schema, encoder, estimator
         self.scope = encoder.scope
 
     def state(self) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ from .errors import Cancelled, Held, UserError
 from .ledger import Ledger
 from .method import Method, Model
 from .result import Cost, Findings, Result, Score
-from .run import Run, cost_of, fitted, thin
+from .run import Run, cost_of, fitted, generator_kept, thin
 from .task import Part, Task
 from .value import digest_of
 
@@ -83,6 +83,7 @@ def evaluate(
         return result
 
 
+@generator_kept()
 def _judge(
     key: str,
     task: Task,
@@ -169,6 +170,7 @@ def provenance(task: Task | None, data: Dataset | None, method: Any, fold: str, 
     }
 
 
+@generator_kept()
 def fit(
     method: Method, data: Dataset, task: Task, *, fold: str | None = None, seed: int = 0,
     ledger: Ledger | None = None, options: Options = Options(),

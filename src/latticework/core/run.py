@@ -202,6 +202,15 @@ class Run:
         )[:32]
 
 
+@contextlib.contextmanager
+def generator_kept() -> Iterator[None]:
+    """Torch's global generator is afterwards as it was: a net that is built to be loaded draws its first weights from it."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        yield
+
+
 def fitted(method: Method, train: Part, valid: Part | None, run: Run) -> Model:
     """The model of a fit: read from the ledger, or fitted and written there."""
     key = run.identity(method)

@@ -140,7 +140,6 @@ def load_model(folder: Path | str, nets: Mapping[str, str] | None = None) -> Mod
 
     `nets` says again where a user's own nets are (name in the model -> module:function); a model file names no code.
     """
-    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -165,8 +164,7 @@ def load_model(folder: Path | str, nets: Mapping[str, str] | None = None) -> Mod
                 raise UserError(f"{path} is damaged: {error}") from None
     method = registry.class_of("method", head["method"]["is"]).make({k: v for k, v in head["method"].items() if k != "is"})
     schema = head["schema"] | ({"nets": dict(nets)} if nets else {})
-    with torch.random.fork_rng(devices=[]):  # nets are built anew, and their first weights are drawn
-        model: Model = method.model.restore(method, schema, state)
+    model: Model = method.model.restore(method, schema, state)
     return model
 
 
