@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 import latticework as lw
 from latticework.core.errors import UserError
+from latticework.data.clients import gather
 from latticework.data.graph import Graph, degrees, finish, local_homophily, read_graph, undirected_pairs, write_graph
 
 
@@ -107,6 +109,28 @@ def test_a_lone_edge_list_names_its_nodes(tmp_path: Path) -> None:
     (tmp_path / "e.csv").write_text("from,to\nx,y\ny,x\nz,x\n")
     graph = read_graph(tmp_path / "e.csv")
     assert sorted(graph.ids) == ["x", "y", "z"] and "no nodes.csv" in graph.notes[0]
+
+
+def test_numbers_of_graphs_made_in_python_are_looked_at() -> None:
+    import torch
+    from torch_geometric.data import Data
+
+    edge_index, x = torch.tensor([[0, 1, 2], [1, 2, 0]]), torch.ones(3, 2)
+    x[2, 1] = float("nan")
+    with pytest.raises(UserError, match="feature 'x1' of node '2' is nan"):
+        lw.dataset(Data(edge_index=edge_index, x=x, num_nodes=3))
+    for bad in (float("nan"), -1.0, float("inf")):
+        data = Data(edge_index=edge_index, edge_weight=torch.tensor([1.0, bad, 1.0]), num_nodes=3)
+        with pytest.raises(
+            UserError, match=r"the edge from '1' to '2' has weight .* \(1 such\); weights are finite and at least 0"
+        ):
+            lw.dataset(data)
+    graph = finish(Graph(edge_index.numpy(), ("a", "b", "c"), x=np.ones((3, 1), np.float32), features=("size",)), None)
+    broken = replace(graph, x=np.array([[1], [np.inf], [1]], np.float32), _cache={})
+    with pytest.raises(UserError, match="feature 'size' of node 'b' is inf"):
+        lw.dataset(broken)
+    with pytest.raises(UserError, match="client 'two': feature 'size' of node 'b' is inf"):
+        gather({"one": graph, "two": broken})
 
 
 def test_a_pyg_data_is_taken_as_it_is() -> None:

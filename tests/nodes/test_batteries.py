@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
+import latticework as lw
 from latticework.core import registry
 from latticework.core.grid import entry_of
 from latticework.core.task import Part
@@ -89,3 +92,20 @@ def test_a_forgotten_revision_is_caught(tmp_path: Path, monkeypatch: pytest.Monk
     path.write_text(json.dumps({key: {m: v + 0.1 for m, v in scores.items()} for key, scores in stored.items()}))
     with pytest.raises(AssertionError, match="raise its `revision`"):
         check_method(entry_of("majority"), "karate", fingerprints=path)
+
+
+@pytest.mark.parametrize("name", ["gcn", "mlp", "logistic-regression", "dagnn", "lagnn"])
+def test_whether_features_are_bags_is_settled_by_the_fit(name: str, make_blocks: Any, tmp_path: Path) -> None:
+    """A cell of 2 at a node without links, in later data, leaves the answers for all other nodes alone."""
+    graph = make_blocks()
+    apart = graph.edge_index[:, (graph.edge_index != 0).all(0)]
+    bag = replace(graph, x=(graph.x > 0).astype(np.float32), edge_index=apart, _cache={})
+    fields = SMALL.get(name, {} if name == "logistic-regression" else {"epochs": 5})
+    model = lw.fit(name, bag, settings=fields)
+    model.save(tmp_path / "M")
+    x = bag.x.copy()
+    x[0, 0] = 2.0
+    for held in (model, lw.load(tmp_path / "M")):
+        wanted = np.asarray(held.predict(bag, nodes="all").values)
+        found = np.asarray(held.predict(replace(bag, x=x, _cache={}), nodes="all").values)
+        assert np.allclose(found[1:], wanted[1:], atol=1e-6) and not np.allclose(found[0], wanted[0], atol=1e-6)

@@ -45,6 +45,8 @@ def test_worked_example_of_the_weights() -> None:
     S = np.array([[1, 0.9, 0.5], [0.9, 1, 0.2], [0.5, 0.2, 1]])
     assert np.allclose(mixing_weights(S, 3.0)[0], [0.5092, 0.3772, 0.1136], atol=1e-3)
     assert np.allclose(mixing_weights(S, weighting="cosine")[0], np.array([1, 0.9, 0.5]) / 2.4)
+    unlike = np.array([[1, -0.999], [-0.999, 1]])
+    assert np.allclose(mixing_weights(unlike, weighting="cosine"), np.eye(2))  # nobody counts below nothing
 
 
 @given(st.integers(1, 8), st.floats(0, 50), st.integers(0, 10_000), st.sampled_from(["softmax", "cosine"]))

@@ -156,7 +156,7 @@ def test_one_client_is_plain_local_training(make_blocks: Callable[..., Graph]) -
     model, _ = fitted(method, data)
     net: Any = method.module(4, 3)
     fill(net.shared(), method.start(4, 3, run))
-    inputs = method.inputs(fold.train.data[0], "cpu")
+    inputs = method.inputs(fold.train.data[0], "cpu", fold.train.schema)
     rows, y = torch.from_numpy(fold.train.query.asked[0]), torch.from_numpy(fold.train.truth[0])
     optimiser = torch.optim.Adam(net.parameters(), lr=method.lr, weight_decay=method.weight_decay)
     for r in range(5):
@@ -168,6 +168,32 @@ def test_one_client_is_plain_local_training(make_blocks: Callable[..., Graph]) -
     assert torch.equal(model.weights["last"][0], flat(net.shared()))
     assert torch.equal(model.weights["last"], fitted(Local(rounds=5, hidden=8), data)[0].weights["last"])
     assert torch.equal(model.weights["last"], fitted(FedAvg(rounds=5, hidden=8), data)[0].weights["last"])
+
+
+def test_clients_that_were_never_drawn_are_served_by_the_common_model(three: Partition) -> None:
+    fold = TASK.fold(three, "random-0")
+    run = Run(task=TASK, digest=three.digest(), fold="random-0")
+    method = FedPub(rounds=1, hidden=8, fraction=0.3)
+    model: Any = fitted(method, three)[0]
+    valid, weights = model.history["valid"][0], model.weights["last"]
+    drawn = torch.isfinite(valid)
+    assert int(drawn.sum()) == 1 and not bool((valid[~drawn] == 0).any())
+    start = method.start(len(fold.train.schema["features"]), len(fold.train.schema["classes"]), run)
+    trainers = method.trainers(fold.train, fold.valid, run)
+    for place in torch.nonzero(~drawn).flatten().tolist():
+        own = trainers[place].shared
+        fill(own, start)
+        assert not torch.allclose(weights[place], trainers[place].evaluated(), atol=1e-4)  # not where everybody started
+    a, b = weights[~drawn]
+    assert torch.equal(a, b)  # one model for both, for no mask is their own yet
+
+
+def test_a_mean_by_size_is_what_newcomers_get() -> None:
+    strategy = Strategy(torch.zeros(2), by_size=True)
+    updates = {n: Update(torch.full((2,), v), None, k, 0, 0) for n, v, k in (("a", 1.0, 90), ("b", 0.0, 10))}
+    assert strategy.receive(updates) == ["a", "b"]
+    for name in ("a", "b", "newcomer"):
+        assert torch.allclose(strategy.model_for(name), torch.full((2,), 0.9))
 
 
 @pytest.mark.parametrize(

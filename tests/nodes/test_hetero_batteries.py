@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import latticework as lw
 from latticework.core.dataset import open_data
 from latticework.core.errors import UserError
 from latticework.core.grid import entry_of
@@ -34,6 +36,33 @@ def test_method(entry: str) -> None:
     first = next(e for e in ENTRIES if re.split("[(:]", e)[0] == re.split("[(:]", entry)[0])
     stored = FINGERPRINTS if entry == first else None
     check_method(entry_of(entry), "hetero-blocks", "hetero-node-classification", fingerprints=stored)
+
+
+def grown(graph: Any, apart: int) -> Any:
+    """The graph with a component beside it, joined to nothing of the rest, whose authors have large features."""
+    first = {kind: graph.sizes[kind] for kind in graph.types}
+    more = np.arange(apart)
+    relations = {
+        key: np.concatenate([e, np.stack([first[key[0]] + more, first[key[2]] + more])], 1) for key, e in graph.relations.items()
+    }
+    return replace(
+        graph, ids={k: (*v, *(f"apart {k} {i}" for i in more)) for k, v in graph.ids.items()}, relations=relations,
+        x={k: np.concatenate([x, np.full((apart, x.shape[1]), 9, np.float32)]) for k, x in graph.x.items()},
+        y={k: np.concatenate([y, np.full(apart, -1)]) for k, y in graph.y.items()}, fixed={}, splits={}, weights={}, _cache={},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["latte", "r-gcn", "hgt"])  # HAN weighs its paths by a mean over all nodes
+def test_what_is_joined_to_nothing_here_changes_no_answer_here(name: str, tmp_path: Path) -> None:
+    """Nodes without features start from their neighbours' means, on the scale that the fit settled; saved, too."""
+    graph = HeteroBlocks().read()
+    target = graph.labelled[0]
+    model = lw.fit(name, graph, settings={"epochs": 4})
+    model.save(tmp_path / "M")
+    wanted = np.asarray(model.predict(graph, nodes="all").values)
+    for held in (model, lw.load(tmp_path / "M")):
+        found = np.asarray(held.predict(grown(graph, 30), nodes="all").values)
+        assert len(found) == len(wanted) + 30 == graph.sizes[target] + 30 and np.allclose(found[: len(wanted)], wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("protocol", ["transductive", "inductive"])

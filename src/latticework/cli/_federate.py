@@ -47,8 +47,7 @@ def serve(
         raise UserError(f"{value.name} sends nothing between clients and server; serve fed-pub, fedavg or fedprox")
     given = _settings(settings)
     value = value.with_settings(given) if given else value
-    features, classes = _agreed(agreed)
-    terms = Terms(value, features, classes, seed)
+    terms = Terms(value, seed=seed, **_agreed(agreed))
     report = serve_rounds(
         terms, Rules(clients, wait, timeout), out, host=host, port=port, tls=Tls(ca, cert, key), insecure=insecure, say=_say
     )
@@ -74,10 +73,11 @@ def join(
     join_rounds(graph, server, out, name or graph.resolve().name, tls=Tls(ca), insecure=insecure, say=_say)
 
 
-def _agreed(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Feature columns and classes of a graph, or of several clients' graphs."""
+def _agreed(path: Path) -> dict[str, Any]:
+    """Feature columns and classes of a graph, or of several clients' graphs, and whether the columns are bags of words."""
     from latticework.core.dataset import open_data
     from latticework.core.errors import UserError
+    from latticework.data.graph import bags_of
 
     given = open_data(path)
     if given.kind not in ("graph", "clients"):
@@ -85,7 +85,8 @@ def _agreed(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     held = given.read()
     if not held.features or len(held.classes) < 2:
         raise UserError(f"{path} has {len(held.features)} feature columns and {len(held.classes)} classes; parties agree on both")
-    return tuple(held.features), tuple(held.classes)
+    bags = all(map(bags_of, getattr(held, "graphs", (held,))))
+    return {"features": tuple(held.features), "classes": tuple(held.classes), "bags": bags}
 
 
 def _say(text: str) -> None:

@@ -25,7 +25,7 @@ from latticework.core.task import Part
 from latticework.core.value import digest_of, setting
 
 from .files import Stamp, bytes_digest, stamps
-from .graph import Graph, facts_of, read_graph, undirected_pairs, write_graph
+from .graph import Graph, bags_of, check_numbers, facts_of, read_graph, undirected_pairs, write_graph
 from .graph_sets import LargestComponent, MirroredGraph, content_digest, subgraph
 from .table import find_table, some
 
@@ -79,6 +79,10 @@ def gather(graphs: Mapping[str, Graph], where: str = "the data") -> Clients:
     for name, graph in graphs.items():
         if not graph.nodes:
             raise UserError(f"{where}: client {name!r} has no node")
+        try:
+            check_numbers(graph)
+        except UserError as error:
+            raise UserError(f"{where}, client {name!r}: {error}") from None
     kept = [g for g in graphs.values() if g.y is not None]
     several = {g.multi_label for g in kept}
     if len(several) > 1:
@@ -382,6 +386,7 @@ def schema_of(clients: Clients) -> dict[str, Any]:
         "features": list(clients.features),
         "clients": list(clients.names),
         "multi": clients.multi_label,
+        "bags": all(map(bags_of, clients.graphs)),
     }
 
 

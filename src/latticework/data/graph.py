@@ -420,6 +420,7 @@ def finish(graph: Graph, directed: bool | None) -> Graph:
     n = graph.nodes
     if len(u) and (min(u.min(), v.min()) < 0 or max(u.max(), v.max()) >= n):
         raise UserError(f"an edge names a node outside 0..{n - 1}")
+    check_numbers(graph)
     keys = u * n + v
     unique = distinct(keys)
     loops, repeats = int((u == v).sum()), len(keys) - len(unique)
@@ -442,6 +443,21 @@ def finish(graph: Graph, directed: bool | None) -> Graph:
         graph = _both_ways(graph)
         notes.append(f"declared undirected: {graph.edge_index.shape[1] - before} reverse edges added")
     return replace(graph, directed=bool(directed), notes=tuple(notes))
+
+
+def check_numbers(graph: Graph) -> None:
+    """`UserError` that names the first feature that is not finite, or weight that is not finite or negative."""
+    if graph.x is not None and not np.isfinite(graph.x).all():
+        row, column = (int(i) for i in np.argwhere(~np.isfinite(graph.x))[0])
+        name = graph.features[column] if column < len(graph.features) else f"x{column}"
+        raise UserError(f"feature {name!r} of node {graph.ids[row]!r} is {graph.x[row, column]:g}; features are finite numbers")
+    if graph.weight is not None:
+        bad = np.flatnonzero(~(np.isfinite(graph.weight) & (graph.weight >= 0)))
+        if len(bad):
+            u, v = (graph.ids[int(i)] for i in graph.edge_index[:, bad[0]])
+            raise UserError(
+                f"the edge from {u!r} to {v!r} has weight {graph.weight[bad[0]]:g} ({len(bad)} such); weights are finite and at least 0"
+            )
 
 
 def _both_ways(graph: Graph) -> Graph:
@@ -535,7 +551,17 @@ def schema_of(graph: Graph) -> dict[str, Any]:
         "directed": graph.directed,
         "nodes": graph.nodes,
         "graph": digest_of([graph.nodes, len(u), edge_sum(u, v), list(graph.ids[:5])])[:16],
+        "bags": bags_of(graph),
     }
+
+
+def bags_of(graph: Any) -> bool:
+    """Whether the features are bags of words, 0 or 1 throughout. A fit settles it: what it answers later is read alike."""
+    if "bags" not in graph._cache:
+        x = graph.x
+        graph._cache["bags"] = x is not None and bool(((x == 0) | (x == 1)).all())
+    found: bool = graph._cache["bags"]
+    return found
 
 
 def edge_sum(u: np.ndarray[Any, Any], v: np.ndarray[Any, Any]) -> int:

@@ -15,7 +15,7 @@ from latticework.core.errors import UserError
 from latticework.core.value import digest_of, setting
 
 from .files import arrays_digest
-from .graph import Graph, GraphSet, finish, from_pyg, read_cached
+from .graph import Graph, GraphSet, check_numbers, finish, from_pyg, read_cached
 from .mirror import csr_of, locate, read_arrays
 
 # file -> (folder, file name, SHA-256, edges are stored once and mean both ways)
@@ -186,6 +186,7 @@ class GivenGraph(Given, GraphSet):
 
     @classmethod
     def hold(cls, graph: Graph) -> GivenGraph:
+        check_numbers(graph)
         digest = content_digest(graph)
         cls._held[digest] = graph
         return cls(content=digest)

@@ -28,7 +28,7 @@ from latticework.core.task import Part
 from latticework.core.value import digest_of, setting
 
 from .files import Stamp, bytes_digest, stamps
-from .graph import Graph, coded, distinct, edge_sum, ids_of, nodes_table, read_split, split_sizes, with_columns
+from .graph import Graph, bags_of, coded, distinct, edge_sum, ids_of, nodes_table, read_split, split_sizes, with_columns
 from .table import SUFFIXES, column_named, find_table, line_of, need, numbers, read_table, some
 
 if TYPE_CHECKING:
@@ -605,6 +605,7 @@ def hetero_schema(graph: HeteroGraph, target: str | None) -> dict[str, Any]:
         "types": graph.sizes,
         "relations": [list(key) for key in graph.relations],
         "nodes": sum(graph.sizes.values()) if target is None else graph.sizes[target],
+        "bags": target is not None and bags_of(graph.alone(target)),
         "graph": digest_of([graph.sizes, sums, {kind: list(ids[:5]) for kind, ids in graph.ids.items()}])[:16],
     }
 

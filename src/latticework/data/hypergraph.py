@@ -25,7 +25,7 @@ from latticework.core.task import Part
 from latticework.core.value import digest_of, setting
 
 from .files import Stamp, bytes_digest, stamps
-from .graph import Graph, Nodes, coded, fact_lines, ids_of, nodes_table, with_columns
+from .graph import Graph, Nodes, bags_of, coded, fact_lines, ids_of, nodes_table, with_columns
 from .table import column_named, find_table, header, line_of, need, read_table
 
 Array = np.ndarray[Any, Any]
@@ -317,6 +317,7 @@ def schema_of(graph: Hypergraph) -> dict[str, Any]:
         "multi": False,
         "nodes": graph.nodes,
         "graph": digest_of([graph.nodes, hashlib.sha256(graph.edge_index.tobytes()).hexdigest(), list(graph.ids[:5])])[:16],
+        "bags": bags_of(graph),
     }
 
 

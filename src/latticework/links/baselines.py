@@ -292,13 +292,16 @@ class LinkNetwork(Backbone):
         if len(x) != n:
             raise UserError(f"{len(x)} rows of features for {n} nodes; one row a node is needed")
 
+        told = part.schema.get("bags")
+        bags = bool(((x == 0) | (x == 1)).all()) if told is None else bool(told)
+
         def make() -> Features:
             scaled = x
-            if self.row_normalise and bool(((x == 0) | (x == 1)).all()):
+            if self.row_normalise and bags:
                 scaled = x / x.sum(1, keepdim=True).clamp(min=1e-12)
             return compact(scaled) if device == "cpu" else scaled.to(device)
 
-        found: Features = _graphs.get(part.data, ("x", self.row_normalise, device), make)
+        found: Features = _graphs.get(part.data, ("x", self.row_normalise and bags, device), make)
         return found
 
     # -- training ------------------------------------------------------------------------------------------------------------

@@ -325,6 +325,7 @@ class LinkPrediction(Task):
         links = links_of(data)
         graph = as_fitted(graph_of(links, np.arange(links.pairs.shape[1])), schema)
         own = {**schema_for(graph), "logits": schema.get("logits", True)}
+        own |= {key: schema[key] for key in ("bags",) if key in schema}  # as the fit settled it
         pairs = None if query.pairs is None else read_pairs(query.pairs, graph.ids)
         return Part(graph.tensors(), Candidates(pairs, graph.ids, query.top), None, own)
 

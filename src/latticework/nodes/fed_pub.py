@@ -191,10 +191,10 @@ def similarities(embeddings: Tensor | Array) -> Array:
 
 
 def mixing_weights(S: Array, tau: float = 3.0, weighting: Literal["softmax", "cosine"] = "softmax") -> Array:
-    """``alpha_ij = exp(tau s_ij) / sum_l exp(tau s_il)``, or ``s_ij / sum_l s_il``; float64 [K, K], rows sum to 1.
+    """``alpha_ij = exp(tau s_ij) / sum_l exp(tau s_il)``, or ``s_ij / sum_l s_il`` with s at least 0; float64 [K, K], rows sum to 1.
 
-    j runs over all participants, i among them. A row of cosines whose sum is not above 0 is mixed uniformly. ``ValueError``
-    for tau < 0, no client, or a matrix that is not square.
+    j runs over all participants, i among them. A client that is unlike (a cosine below 0) has no part in a mean; a row of cosines without
+    one above 0 is mixed uniformly. ``ValueError`` for tau < 0, no client, or a matrix that is not square.
     """
     S = np.asarray(S, np.float64)
     if S.ndim != 2 or S.shape[0] != S.shape[1] or not len(S):
@@ -206,6 +206,7 @@ def mixing_weights(S: Array, tau: float = 3.0, weighting: Literal["softmax", "co
         return np.asarray(e / e.sum(axis=1, keepdims=True))
     if weighting != "cosine":
         raise ValueError(f"weighting must be softmax or cosine, not {weighting!r}")
+    S = np.maximum(S, 0)
     total = S.sum(axis=1, keepdims=True)
     return np.where(total > 1e-12, S / np.where(total > 1e-12, total, 1), 1 / len(S))
 

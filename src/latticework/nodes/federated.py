@@ -123,7 +123,7 @@ class Strategy:
     """The server's side: what each client is sent, from what the clients have sent. This one is FedAvg.
 
     ``theta <- sum_k w_k theta_k``, w uniform, or by the number of train nodes (algorithm 1). A client that has no weights of
-    its own yet gets the mean of the newest round; one that misses a round keeps what it had. An update that is not finite
+    its own yet gets the newest mean; one that misses a round keeps what it had. An update that is not finite
     or of another size is dropped and said in `notes`.
     """
 
@@ -148,8 +148,8 @@ class Strategy:
                 self.notes.append(f"{name} sent {wrong}: its update is dropped, the others go on")
         if used:
             theta = torch.stack([updates[n].theta for n in used])
-            mixed = self.combine(used, theta, [updates[n] for n in used])
             self.common = theta.mean(0)
+            mixed = self.combine(used, theta, [updates[n] for n in used])
             self.personal |= dict(zip(used, mixed, strict=True))
         return used
 
@@ -167,7 +167,7 @@ class Strategy:
     def combine(self, names: Sequence[str], theta: Tensor, updates: Sequence[Update]) -> Tensor:
         """theta [K, P] of the participants -> what each of them gets, [K, P]."""
         share = torch.tensor([float(u.nodes) if self.by_size else 1.0 for u in updates])
-        mean = (share / share.sum()) @ theta
+        self.common = mean = (share / share.sum()) @ theta
         self.personal = {name: mean for name in self.personal}  # one model for all, those who missed the round too
         return mean.expand(len(names), -1)
 
@@ -211,6 +211,7 @@ class Trainer:
         self.rows, self.y = rows, y
         self.optimiser = torch.optim.Adam(net.parameters(), lr=method.lr, weight_decay=method.weight_decay)
         self.right = [0] * len(judged)  # of each client's validation nodes, at the newest look
+        self.rounds = 0  # that it took part in
         self.loss = math.nan
 
     @property
@@ -235,6 +236,7 @@ class Trainer:
                 loss.backward()
                 self.optimiser.step()
         self.loss = float(loss.detach())
+        self.rounds += 1
         self.look()
         embedding = self.method.embedding(self.net, self.proxy)
         asked = sum(len(j.rows) for j in self.judged)
@@ -254,12 +256,15 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """What stays at the client from round to round."""
-        return {"net": dict(self.net.state_dict()), "optimiser": self.optimiser.state_dict(), "right": list(self.right)}
+        return {
+            "net": dict(self.net.state_dict()), "optimiser": self.optimiser.state_dict(), "right": list(self.right),
+            "rounds": self.rounds,
+        }  # fmt: skip
 
     def resume(self, state: Mapping[str, Any]) -> None:
         self.net.load_state_dict(state["net"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.right = list(state["right"])
+        self.right, self.rounds = list(state["right"]), int(state["rounds"])
 
 
 # -- the models --------------------------------------------------------------------------------------------------------
@@ -288,7 +293,7 @@ class FederatedModel(Model):
         for k, data, rows in zip(_places(self.schema, part), part.data, part.query.asked, strict=True):
             fill(net.shared(), weights[k])
             with torch.no_grad():
-                logits = net(*self.method.inputs(data, "cpu"))[torch.from_numpy(rows)]
+                logits = net(*self.method.inputs(data, "cpu", part.schema))[torch.from_numpy(rows)]
             found.append(torch.softmax(logits, 1).numpy())
         return tuple(found)
 
@@ -383,9 +388,9 @@ class FederatedMethod(Method):
     def refuses(self, task: Task, facts: Mapping[str, Any]) -> str | None:
         return None if facts["features"] else "the nodes have no features, which it reads; add columns to each nodes.csv"
 
-    def inputs(self, data: Any, device: str) -> tuple[Features, Any]:
-        """Features and normalised adjacency of one client's graph."""
-        part = Part(data, None)
+    def inputs(self, data: Any, device: str, schema: Mapping[str, Any]) -> tuple[Features, Any]:
+        """Features and normalised adjacency of one client's graph; what all clients settled stands in the schema."""
+        part = Part(data, None, None, schema)
         S = operator_of(part)
         return features_of(part, device, self.row_normalise), S if device == "cpu" else S.to_torch(device)
 
@@ -406,7 +411,7 @@ class FederatedMethod(Method):
             held = () if valid is None else (_judged(k, valid.query.asked[k], valid.truth[k], device),)
             net = self.module(*sizes).to(device)
             rows, y = _tensors(train.query.asked[k], train.truth[k], device)
-            found.append(Trainer(name, self, net, self.inputs(data, device), rows, y, held, proxy))
+            found.append(Trainer(name, self, net, self.inputs(data, device, train.schema), rows, y, held, proxy))
         return found
 
     def fit(self, train: Part, valid: Part | None, run: Run) -> FederatedModel:
@@ -482,7 +487,14 @@ class Central(FederatedMethod):
         net = self.module(*sizes).to(device)
         pooled = side_by_side(train.data)
         return [
-            Trainer("all", self, net, self.inputs(pooled, device), *_tensors(rows, np.concatenate(train.truth), device), held)
+            Trainer(
+                "all",
+                self,
+                net,
+                self.inputs(pooled, device, train.schema),
+                *_tensors(rows, np.concatenate(train.truth), device),
+                held,
+            )
         ]
 
 
@@ -556,11 +568,13 @@ def simulate(method: FederatedMethod, trainers: Sequence[Trainer], train: Part, 
         now, sparse = kept.weights["last"].clone(), torch.zeros(K)
         for trainer in trainers:
             mine = [j.place for j in trainer.judged] or ([*range(K)] if len(trainers) == 1 else [trainers.index(trainer)])
-            if trainer in asked:
+            if not trainer.rounds:  # served by what the others have made; it has not told what it makes of it
+                fill(trainer.shared, strategy.model_for(trainer.name))
+            if trainer in asked or not trainer.rounds:
                 now[mine] = trainer.evaluated()
             sparse[mine] = trainer.net.sparsity()  # type: ignore[operator]
             for j, right in zip(trainer.judged, trainer.right, strict=True):
-                valid[j.place] = right / len(j.rows) if len(j.rows) else math.nan
+                valid[j.place] = right / len(j.rows) if len(j.rows) and trainer.rounds else math.nan
             if method.sends and trainer in asked:
                 sent[mine] = bytes_of(trainer, updates[trainer.name])
         kept.look(now, valid)

@@ -94,17 +94,18 @@ class Terms(NamedTuple):
     features: tuple[str, ...]
     classes: tuple[str, ...]
     seed: int
+    bags: bool = False  # whether features are read as bags of words
 
     def text(self) -> str:
-        plain = {"method": self.method.plain(), "features": self.features, "classes": self.classes, "seed": self.seed}
-        return json.dumps(plain)
+        return json.dumps({**self._asdict(), "method": self.method.plain()})
 
     @classmethod
     def read(cls, text: str) -> Terms:
         from latticework.core.grid import class_value
 
         plain = json.loads(text)
-        return cls(class_value("method", plain["method"]), tuple(plain["features"]), tuple(plain["classes"]), int(plain["seed"]))  # type: ignore[arg-type]
+        method: Any = class_value("method", plain["method"])
+        return cls(method, tuple(plain["features"]), tuple(plain["classes"]), int(plain["seed"]), bool(plain["bags"]))
 
     def run(self) -> Run:
         return Run(task=None, seed=self.seed)
@@ -184,7 +185,14 @@ class Party:
         proxy = method.proxy(len(terms.features), method.proxy_seed(self.run), device)
         judged = Judged(0, torch.from_numpy(held), y[held])
         self.trainer = Trainer(
-            site.name, method, net, method.inputs(data, device), torch.from_numpy(rows), y[rows], [judged], proxy
+            site.name,
+            method,
+            net,
+            method.inputs(data, device, {"bags": terms.bags}),
+            torch.from_numpy(rows),
+            y[rows],
+            [judged],
+            proxy,
         )
         start = method.start(len(terms.features), len(terms.classes), self.run)
         fill(self.trainer.shared, start)
@@ -222,6 +230,7 @@ class Party:
             "features": list(self.terms.features),
             "clients": [self.site.name],
             "multi": False,
+            "bags": self.terms.bags,
         }
         history = {word: torch.stack(values) for word, values in self.kept.history.items() if values}
         model = method.model(method, schema, self.kept.weights, history)

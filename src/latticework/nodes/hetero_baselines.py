@@ -39,7 +39,7 @@ from latticework.layers.sparse_features import FeatureLinear
 from latticework.layers.walks import walk_from
 
 from .embedding import EmbeddingMethod, EmbeddingModel
-from .latte import TypedModel, free_types, input_widths, key_of, placed
+from .latte import TypedModel, feature_scales, free_types, input_widths, key_of, placed
 from .network import Features, NodeModel, NodeNetwork
 
 Array = NDArray[Any]
@@ -130,6 +130,9 @@ class HeteroNetwork(NodeNetwork):
         if self.hidden % self.heads:
             return f"{self.name}.hidden: {self.hidden} is not a multiple of {self.heads} heads"
         return free_types(self.featureless, task, facts)
+
+    def settled(self, train: Part) -> dict[str, Any]:
+        return {"scales": feature_scales(train, self.featureless)}
 
     def triples(self, schema: Mapping[str, Any]) -> Triples:
         """What messages run along, as (from, name, to)."""

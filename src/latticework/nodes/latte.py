@@ -41,7 +41,7 @@ from latticework.data.hetero import Chain, Relation, biadjacency, chain_types, m
 from latticework.layers.propagation import SparseOperator, WeakCache
 from latticework.layers.sparse_features import FeatureLinear, SparseFeatures, compact
 
-from .network import NodeModel, asked_of, loss_of, watching
+from .network import NodeModel, asked_of, loss_of, read_alike, settle, watching
 
 Array = NDArray[Any]
 Features = Tensor | SparseFeatures
@@ -468,7 +468,7 @@ class LATTEModel(TypedModel):
         net, target = self.net, part.query.target
         assert isinstance(net, LATTE)
         with torch.no_grad():
-            found = net.run(*self.method.inputs(part, "cpu"))
+            found = net.run(*self.method.inputs(read_alike(part, self.schema), "cpu"))
         chains = {m: chain for chain, m in net.numbers.items()}
         rows, scalars = [], {}
         for depth, (layer, betas) in enumerate(zip(net.layers, found.betas, strict=True), 1):
@@ -550,9 +550,12 @@ class LATTEMethod(Backbone):
     def inputs(self, part: Part, device: str) -> tuple[dict[str, Features], dict[int, Edges]]:
         """Features by type, and edges by meta-relation; kept with the part's data, since neither depends on weights."""
         depth = 1 if self.edge_threshold > 0 or self.edge_sampling else self.layers
-        key = (device, part.query.target, depth)
+        key = (device, part.query.target, depth, self.edge_budget)
         edges = _kept.get(part.data, key, lambda: composed_edges(part, depth, self.edge_budget, device))
         return placed(part, self.featureless, device), edges
+
+    def settled(self, train: Part) -> dict[str, Any]:
+        return {"scales": feature_scales(train, self.featureless)}
 
     def groups(self, net: nn.Module) -> list[dict[str, Any]]:
         free = [p for name, p in net.named_parameters() if name.endswith("bias") or name.startswith("free.") or ".sharp." in name]
@@ -561,6 +564,7 @@ class LATTEMethod(Backbone):
         return [{"params": rest, "weight_decay": self.weight_decay}, {"params": free, "weight_decay": 0.0}]
 
     def fit(self, train: Part, valid: Part | None, run: Run) -> NodeModel:
+        train, valid = settle(self, train, valid)
         net = self.build(train, run).to(run.device)
         assert isinstance(net, LATTE)
         inputs = self.inputs(train, run.device)
@@ -637,13 +641,14 @@ def input_widths(schema: Mapping[str, Any], featureless: str) -> dict[str, int]:
     return {kind: widths.get(kind, 0) for kind in schema["types"]}
 
 
-def type_features(part: Part, featureless: str) -> dict[str, Features]:
+def type_features(part: Part, featureless: str, scales: dict[str, float] | None = None) -> dict[str, Features]:
     """The features of each type that has some, sparse where mostly zero; means of neighbours' for the rest, side by side.
 
-    Means of many sparse rows are small and alike, so those of a type are scaled by one number to a mean square of 1, which is what
-    the first map's initial law expects: without it DBLP's conferences start 30 times too close together to be told apart.
+    Means of many sparse rows are small and alike, so those of a type are scaled by one number to a mean square of 1 on the train part,
+    which is what the first map's initial law expects: without it DBLP's conferences start 30 times too close together to be told
+    apart. The number of a type stands in the schema once a fit has settled it, else it is that of this part; `scales` takes it up.
     """
-    data = part.data
+    data, told = part.data, part.schema.get("scales") or {}
     found: dict[str, Features] = {kind: compact(data[kind].x) for kind in part.schema["all_features"]}
     if featureless != "neighbour-mean":
         return found
@@ -656,7 +661,10 @@ def type_features(part: Part, featureless: str) -> dict[str, Features]:
             blocks.append(sp.csr_array(share @ (x.scipy() if isinstance(x, SparseFeatures) else sp.csr_array(x.numpy()))))
         together = sp.csr_array(sp.hstack(blocks)).astype(np.float32)
         square = float((together.data.astype(np.float64) ** 2).sum()) / max(together.shape[0] * together.shape[1], 1)
-        together.data *= np.float32(1 / np.sqrt(square) if square > 0 else 1)
+        scale = told.get(kind, float(1 / np.sqrt(square)) if square > 0 else 1.0)
+        if scales is not None:
+            scales[kind] = scale
+        together.data *= np.float32(scale)
         full = together.nnz > 0.2 * together.shape[0] * together.shape[1]
         found[kind] = torch.from_numpy(together.toarray()) if full else SparseFeatures(together)
     return found
@@ -671,7 +679,19 @@ def placed(part: Part, featureless: str, device: str) -> dict[str, Features]:
             return found
         return {kind: (x.dense() if isinstance(x, SparseFeatures) else x).to(device) for kind, x in found.items()}
 
-    return _kept.get(part.data, (device, featureless), make)
+    told = tuple(sorted((part.schema.get("scales") or {}).items()))
+    return _kept.get(part.data, (device, featureless, told), make)
+
+
+def feature_scales(part: Part, featureless: str) -> dict[str, float]:
+    """What the neighbours' means of each type without features are multiplied by; kept with the part's data."""
+
+    def make() -> dict[str, float]:
+        scales: dict[str, float] = {}
+        type_features(part, featureless, scales)
+        return scales
+
+    return _kept.get(part.data, ("scales", featureless), make)
 
 
 def free_types(featureless: str, task: Task, facts: Mapping[str, Any]) -> str | None:

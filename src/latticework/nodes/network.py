@@ -27,6 +27,9 @@ Features = Tensor | SparseFeatures
 FEATURE_TASKS = ("node-classification", "hetero-node-classification", "hypergraph-node-classification")
 
 
+SETTLED = ("bags", "scales")  # how features are read: settled by a fit, and kept for all later data
+
+
 class NodeModel(Model):
     """A trained node classifier: its network, rebuilt from the method and the schema."""
 
@@ -39,7 +42,7 @@ class NodeModel(Model):
     def predict(self, part: Part) -> Any:
         """Probabilities float32 [q, C] of the asked nodes."""
         with torch.no_grad():
-            logits = self.net(*self.method.inputs(part, device_of(self.net)))
+            logits = self.net(*self.method.inputs(read_alike(part, self.schema), device_of(self.net)))
         chances = torch.sigmoid(logits) if self.schema["multi"] else torch.softmax(logits, 1)
         return chances[torch.from_numpy(part.query.rows).to(chances.device)].cpu().numpy()
 
@@ -129,6 +132,10 @@ class NodeNetwork(Backbone):
         """What the network is called with, for the whole graph of a part."""
         raise NotImplementedError
 
+    def settled(self, train: Part) -> dict[str, Any]:
+        """What of `SETTLED` the method itself settles on its train part."""
+        return {}
+
     def groups(self, net: nn.Module) -> list[dict[str, Any]]:
         """Parameters by weight decay."""
         return [{"params": list(net.parameters()), "weight_decay": self.weight_decay}]
@@ -151,6 +158,7 @@ class NodeNetwork(Backbone):
 
 def fit_network(method: NodeNetwork, part: Part, valid: Part | None, run: Run) -> NodeModel:
     """Full-batch training on the labelled nodes; the weights of the best epoch on the valid part are kept."""
+    part, valid = settle(method, part, valid)
     net = method.build(part, run).to(run.device)
     inputs = method.inputs(part, run.device)
     optimiser = torch.optim.Adam(method.groups(net), lr=method.lr)
@@ -214,9 +222,27 @@ def features_of(part: Part, device: str, row_normalise: bool) -> Features:
     x: Tensor | None = getattr(part.data if target is None else part.data[target], "x", None)
     if x is None:
         raise UserError("the nodes have no features, and this method reads them; use fastrp or svd, or add columns to nodes.csv")
-    if row_normalise and bool(((x == 0) | (x == 1)).all()):
+    if row_normalise and read_as_bags(part, x):
         x = x / x.sum(1, keepdim=True).clamp(min=1e-12)
     return compact(x) if device == "cpu" else x.to(device)
+
+
+def settle(method: NodeNetwork, train: Part, valid: Part | None) -> tuple[Part, Part | None]:
+    """Both parts with what a fit settles on its train part in their schemas."""
+    train = train._replace(schema={**train.schema, **method.settled(train)})
+    return train, None if valid is None else read_alike(valid, train.schema)
+
+
+def read_alike(part: Part, schema: Mapping[str, Any]) -> Part:
+    """A part that is read as the fit of this schema read its train part, whatever else it holds."""
+    known = {key: schema[key] for key in SETTLED if key in schema}
+    return part._replace(schema={**part.schema, **known}) if known else part
+
+
+def read_as_bags(part: Part, x: Tensor) -> bool:
+    """Whether features are bags of words: as the fit settled it, else (a part without a schema) by themselves."""
+    told = part.schema.get("bags") if part.schema else None
+    return bool(((x == 0) | (x == 1)).all()) if told is None else bool(told)
 
 
 def operator_of(part: Part, **how: Any) -> SparseOperator:

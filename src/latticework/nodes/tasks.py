@@ -370,7 +370,12 @@ class NodeClassification(NodeAnswers):
             graph = match_features(graph, schema["features"])
         index = np.flatnonzero(~graph.labelled) if query.nodes == "unlabelled" else np.arange(graph.nodes)
         index = index if len(index) else np.arange(graph.nodes)
-        return Part(graph.tensors(), Nodes(index, graph.ids), None, schema_of(graph) | {"classes": schema["classes"]})
+        return Part(graph.tensors(), Nodes(index, graph.ids), None, schema_of(graph) | settled(schema))
+
+
+def settled(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """What a fit has settled for all later data (models saved before `bags` was among it judge by the data at hand)."""
+    return {key: schema[key] for key in ("classes", "bags") if key in schema}
 
 
 def _scores(y: Array, said: Array, chances: Array | None, multi: bool) -> list[Score]:

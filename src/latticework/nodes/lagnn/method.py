@@ -21,14 +21,13 @@ from latticework.core.value import setting
 from latticework.layers.propagation import adjacency
 
 from ..baselines import GCN
-from ..network import NodeModel, NodeNetwork, asked_of, backbones_with, device_of, loss_of, watching
+from ..network import NodeModel, NodeNetwork, asked_of, backbones_with, device_of, loss_of, read_as_bags, watching
 from .consistency import consistency
 from .cvae import NeighbourCVAE
 from .generator import (
     NeighbourCVAEMethod,
     NeighbourCVAEModel,
     Sampler,
-    are_bags,
     generator_net,
     raw_features,
 )  # fmt: skip
@@ -180,7 +179,7 @@ def degrees_of(part: Part) -> Array:
 def sampler_of(generator: NeighbourCVAE, backbone: NodeNetwork, part: Part, device: str) -> Sampler:
     """Samples in the form in which the backbone reads the real features."""
     x = raw_features(part)
-    return Sampler(generator.to(device), x.to(device), backbone.row_normalise and are_bags(x))
+    return Sampler(generator.to(device), x.to(device), backbone.row_normalise and read_as_bags(part, x))
 
 
 class LAGNNMethod(Method):
