@@ -573,8 +573,8 @@ def test_smiles_without_rdkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 )
 def test_smiles_against_the_published_arrays(mirror: Callable[[str], Path], name: str, file: str, column: str) -> None:
     pytest.importorskip("rdkit")
-    theirs = open_data(name).read()
     ours = open_data(mirror(name) / file, {"target_column": column}).read()
+    theirs = open_data(name).read()
     assert ours.features == theirs.features and ours.edge_features == theirs.edge_features
     for field in ("sizes", "edge_index", "x", "edge_x"):
         assert np.array_equal(getattr(ours, field), getattr(theirs, field)), field

@@ -182,6 +182,13 @@ def test_direction_repeats_and_loops() -> None:
 
 
 # -- negatives ---------------------------------------------------------------------------------------------------------------
+def test_an_edge_of_weight_zero_is_a_link() -> None:
+    edges, weight = np.array([[0, 1, 2, 3, 2], [1, 2, 0, 0, 1]]), np.array([0, 1, 0, 2, 3], np.float32)
+    links = links_of(GivenGraph.hold(finish(Graph(edges, tuple("abcd"), weight=weight), None)))
+    assert links.pairs.T.tolist() == [[0, 1], [0, 2], [0, 3], [1, 2]]
+    assert links.weight is not None and links.weight.tolist() == [0, 0, 2, 3]
+
+
 def test_uniform_non_links_are_uniform() -> None:
     A = pattern(np.array([[0, 1, 2], [1, 2, 3]]), 6)
     free = [(i, j) for i in range(6) for j in range(i + 1, 6) if not A[i, j]]
@@ -577,6 +584,18 @@ def test_judging_predictions_made_elsewhere(tmp_path: Path, command: Callable[..
     pl.concat([rows, rows[:1].select("target", "source", "score", "probability").rename({"target": "source", "source": "target"})]).write_csv(tmp_path / "twice.csv")  # fmt: skip
     with pytest.raises(UserError, match="stands more than once"):
         task.judge(tmp_path / "twice.csv", tmp_path / "truth.csv")
+
+
+def test_a_truth_names_each_pair_once(tmp_path: Path) -> None:
+    (tmp_path / "said.csv").write_text("source,target,score\na,b,1\nc,d,0\ne,f,0\n")
+    for rows, hard in (
+        ("b,a,1\na,b,0\nc,d,0\ne,f,0\n", False),
+        ("a,b,1\nc,d,0\ne,f,0\nf,e,0\n", False),
+        ("a,b,1,x\nc,d,0,x\nd,c,0,x\n", True),
+    ):
+        (tmp_path / "truth.csv").write_text("source,target,label" + (",list" if hard else "") + "\n" + rows)
+        with pytest.raises(UserError, match=r"names the pair '.', '.' twice"):
+            LinkPrediction(k=1, negatives="hard" if hard else "uniform").judge(tmp_path / "said.csv", tmp_path / "truth.csv")
 
 
 def test_judging_lists(tmp_path: Path) -> None:

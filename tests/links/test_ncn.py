@@ -130,6 +130,24 @@ def test_a_step_does_not_see_its_own_links(encoder: str) -> None:
 
 
 # -- the model -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("depth", [1, 2])
+def test_sampled_completion_answers_each_pair_alike(depth: int) -> None:
+    """Whatever else is asked, whichever end comes first, however often."""
+    given = open_data("karate")
+    task = task_of(TASK).for_data(given)
+    fold = task.fold(given, "random-0")
+    model = fitted(tiny(depth=depth, test_draws=1, offset=-2.0), fold, task)
+    part = fold.test.blind()
+    whole = model.predict(part)
+    pairs = part.query.pairs
+    assert np.array_equal(model.predict(part), whole)
+    turned = model.predict(part._replace(query=part.query._replace(pairs=pairs[::-1, ::-1].copy())))[::-1]
+    alone = np.concatenate([model.predict(part._replace(query=part.query._replace(pairs=pairs[:, i : i + 1]))) for i in range(9)])
+    assert np.allclose(turned, whole, atol=1e-5) and np.allclose(alone, whole[:9], atol=1e-5)
+    exact = fitted(tiny(depth=depth, offset=-2.0), fold, task).predict(part)
+    assert not np.allclose(exact, whole, atol=1e-4)
+
+
 def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     task = LinkPrediction(k=5)
     fold = task.fold(open_data("karate"), "random-0")
@@ -191,6 +209,15 @@ def test_an_epoch_is_chosen_on_the_valid_part() -> None:
 
 
 # -- errors ----------------------------------------------------------------------------------------------------------
+def test_what_does_not_go_together_is_refused() -> None:
+    for fields, says in (
+        ({"common": "count", "depth": 1, "clean_recursion": False}, "set clean_recursion=true"),
+        ({"encoder": "convolutions", "hops": 0}, "set hops=1"),
+    ):
+        reason = tiny(**fields).refuses(task_of(TASK), {})
+        assert reason is not None and says in reason
+
+
 def test_errors() -> None:
     task = LinkPrediction(k=5)
     fold = task.fold(open_data("karate"), "random-0")

@@ -355,3 +355,17 @@ def test_lists_made_elsewhere(tmp_path: Path, command: Callable[..., tuple[int, 
     made.write_text("user,item\nx,1\n")
     with pytest.raises(UserError, match="has a list of none of the 3 users"):
         Recommendation().judge(made, truth)
+
+
+def test_who_has_everything_has_nothing_to_learn_from(tmp_path: Path, command: Callable[..., Any]) -> None:
+    (tmp_path / "ratings.csv").write_text("user,item\n" + "a,x\n")
+    for method in ("bpr-mf", "lightgcn", "sheaf"):
+        status, _, err = command("fit", method, tmp_path / "ratings.csv", "-s", "epochs=1", "-o", tmp_path / method)
+        assert status == 2 and "use popularity" in " ".join(err.split()), err
+
+
+def test_times_before_1970_are_read_back(tmp_path: Path) -> None:
+    (tmp_path / "ratings.csv").write_text("user,item,time\na,x,1965-01-01\na,y,1999-12-31T23:59:59.25\nb,x,1970-01-02\n")
+    first = open_data(tmp_path / "ratings.csv")
+    first.write(tmp_path / "again")
+    assert np.array_equal(open_data(tmp_path / "again").read().time, first.read().time) and first.read().time.min() < 0

@@ -318,14 +318,21 @@ class EventSet(Dataset):
         return Part(events, None, None, schema_of(events))
 
 
+def time_column(t: Array) -> Any:
+    """Times as a file holds them: numbers; ISO dates (to the microsecond) where some are before 1970, whose numbers are refused."""
+    if len(t) and t.min() < 0:
+        return [f"{when}+00:00" for when in np.round(t * 1e6).astype("datetime64[us]").astype(str)]
+    # whole seconds stay whole; polars writes the shortest text that reads back as the same number
+    return t.astype(np.int64) if np.array_equal(t, np.floor(t)) else t
+
+
 def write_events(events: Events, to: Path) -> None:
     """``events.csv`` in a folder (or the file itself, where `to` ends in .csv) that `read_events` reads back as the same."""
     import polars as pl
 
     names = np.array(events.ids, object)
     columns: dict[str, Any] = {"source": names[events.src].tolist(), "target": names[events.dst].tolist()}
-    # whole seconds stay whole; polars writes the shortest text that reads back as the same number
-    columns["time"] = events.t.astype(np.int64) if np.array_equal(events.t, np.floor(events.t)) else events.t
+    columns["time"] = time_column(events.t)
     if events.weight is not None:
         if events.signed and not (events.weight < 0).any():  # nothing but the column's name would say that it is signed
             columns["sign"] = np.sign(events.weight).astype(np.int64)

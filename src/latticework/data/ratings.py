@@ -22,7 +22,7 @@ from latticework.core.ledger import write_whole
 from latticework.core.task import Part
 from latticework.core.value import digest_of, setting
 
-from .events import times_of
+from .events import time_column, times_of
 from .files import Stamp, arrays_digest, bytes_digest, stamps
 from .graph import coded, fact_lines
 from .table import column_named, find_table, header, line_of, need, numbers, read_table
@@ -206,9 +206,11 @@ def write_ratings(ratings: Ratings, to: Path) -> None:
         "user": np.array(ratings.users, object)[ratings.user].tolist(),
         "item": np.array(ratings.items, object)[ratings.item].tolist(),
     }
-    for name, values in (("rating", ratings.rating), ("time", ratings.time)):
-        if values is not None:  # whole numbers stay whole; polars writes the shortest text that reads back as the same
-            columns[name] = values.astype(np.int64) if np.array_equal(values, np.floor(values)) else values
+    if ratings.rating is not None:  # whole numbers stay whole; polars writes the shortest text that reads back as the same
+        whole = np.array_equal(ratings.rating, np.floor(ratings.rating))
+        columns["rating"] = ratings.rating.astype(np.int64) if whole else ratings.rating
+    if ratings.time is not None:
+        columns["time"] = time_column(ratings.time)
     write_whole(to if to.suffix == ".csv" else to / "ratings.csv", pl.DataFrame(columns).write_csv())
 
 

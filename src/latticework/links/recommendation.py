@@ -242,7 +242,9 @@ class Recommendation(Task):
                 order = np.lexsort((of.item, of.user, of.time))
                 times = of.time[order]
                 # a cut between equal times moves to where they begin
-                ends = [int(np.searchsorted(times, times[min(int(s * m), m - 1)])) for s in (self.train, self.train + self.valid)]
+                ends = [
+                    int(np.searchsorted(times, times[min(round(s * m), m - 1)])) for s in (self.train, self.train + self.valid)
+                ]
             else:
                 order = np.random.default_rng([int(fold.rpartition("-")[2]), 0x72656373]).permutation(m)
                 ends = [max(round(self.train * m), 1), round((self.train + self.valid) * m)]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.nn import LGConv
 
+from latticework.core.errors import UserError
 from latticework.core.method import Backbone, Method, Model, Predictor
 from latticework.core.run import Run
 from latticework.core.task import Part
@@ -160,7 +161,12 @@ def fit_vectors(method: GraphRecommender, part: Part, valid: Part | None, run: R
     net: Any = method.module(pairs).to(run.device)
     learned = sum(p.numel() for p in net.parameters())
     optimiser = torch.optim.Adam(net.parameters(), lr=method.lr)
-    sampler = PairSampler(pairs)
+    try:
+        sampler = PairSampler(pairs)
+    except ValueError as reason:
+        raise UserError(
+            f"{method.name} cannot learn from this train part: {reason}; use popularity, or bring more items"
+        ) from None
     steps = max(len(pairs.user) // method.batch, 1)
 
     def step(epoch: int) -> float:

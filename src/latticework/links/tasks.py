@@ -133,12 +133,15 @@ def links_of(data: Dataset) -> Links:
         raise UserError(f"{len(graph.x)} rows of features for {n} nodes; one row a node is needed")
     from latticework.layers.propagation import adjacency
 
-    both = adjacency(graph.edge_index, n, graph.weight, undirected=True)
-    upper = sp.coo_array(sp.triu(both, 1))
-    pairs = np.stack([upper.row, upper.col]).astype(np.int64)
-    order = np.argsort(pairs[0] * n + pairs[1], kind="stable")
-    weight = None if graph.weight is None else upper.data.astype(np.float32)[order]
-    return _some(Links(graph, pairs[:, order], weight, None))
+    # joined is who has an edge, whatever its weight: one of weight 0 is a link, too
+    upper = sp.csr_array(sp.triu(adjacency(graph.edge_index, n, None, undirected=True), 1))
+    upper.sort_indices()
+    pairs = np.stack([np.repeat(np.arange(n), np.diff(upper.indptr)), upper.indices]).astype(np.int64)
+    weight = None
+    if graph.weight is not None:
+        weighed = adjacency(graph.edge_index, n, graph.weight, undirected=True)
+        weight = np.asarray(weighed[pairs[0], pairs[1]], np.float32).ravel()
+    return _some(Links(graph, pairs, weight, None))
 
 
 def _some(links: Links) -> Links:
@@ -277,7 +280,10 @@ class LinkPrediction(Task):
         code = self.cut(links, name)
         for word, c, share in (("train", TRAIN, 1), ("valid", VALID, self.valid), ("test", TEST, not name.startswith("all"))):
             if share and not (code == c).any():
-                raise UserError(f"{len(code)} links at too few times, or too few links: the {word} part of split {name} has none")
+                less = f"; bring more, or use -s task.{word}=0" if word == "valid" else ""
+                raise UserError(
+                    f"{len(code)} links at too few times, or too few links: the {word} part of split {name} has none{less}"
+                )
         graph = graph_of(links, code == TRAIN)
         schema = schema_for(graph)
         p = links.pairs[:, code == TRAIN]
@@ -303,8 +309,9 @@ class LinkPrediction(Task):
             fewest = p
         if p and self.k > fewest:
             what = "the shortest list of a link" if lists is not None else "one part"
+            hint = f"use -s task.k={max(fewest // 2, 1)}" if fewest else "the graph is too dense for any"
             raise UserError(
-                f"Hits@k with k = {self.k} needs more negatives than there are: {what} has {fewest}; use -s task.k={max(fewest // 2, 1)}"
+                f"Hits@k with k = {self.k} needs more negatives than there are: {what} has {fewest}; {hint}"
                 + (", or more of them with -s task.against" if lists is not None and fewest >= self.against else "")
             )
         pairs = np.concatenate([links, others], axis=1)
@@ -443,6 +450,15 @@ class LinkPrediction(Task):
         asked, frame = _ends(answers, each_once=True)
         told, known = _ends(truth)
         column = column_named(known, "list")
+        of_list = [""] * len(told) if column is None else [str(v) for v in known[column].to_list()]
+        seen: set[tuple[str, frozenset[str]]] = set()
+        for (u, v), word in zip(told, of_list, strict=True):
+            key = word, frozenset((u, v))
+            if key in seen:
+                raise UserError(
+                    f"{truth} names the pair {u!r}, {v!r} twice" + (f" in list {word!r}" if word else "") + "; once is enough"
+                )
+            seen.add(key)
         if (column is not None) != (self.negatives == "hard"):
             raise UserError(
                 f"{truth} has no column 'list', which negatives=hard needs"

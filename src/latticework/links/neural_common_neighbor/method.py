@@ -227,6 +227,10 @@ class NCN(Method):
             return f"ncn.encoder: {self.encoder.name} has no network that gives a vector for each node; use gcn, sage or dagnn"
         if self.common == "none" and (self.depth or self.beyond != "nothing"):
             return "ncn.common=none looks at no neighbours: set depth=0 and beyond=nothing"
+        if self.common == "count" and self.depth and not self.clean_recursion:
+            return "ncn.common=count has no vectors for clean_recursion=false: set clean_recursion=true"
+        if self.encoder == "convolutions" and not self.hops:
+            return "ncn.encoder=convolutions with hops=0 has no layer: set hops=1 or more"
         return None
 
     # -- what the network reads ----------------------------------------------------------------------------------------

@@ -225,11 +225,12 @@ class NCNPredictor(nn.Module):
         """Both differences, and the inner logit of each of their entries: of (j, u) for u of N(i) \\ N(j), and the reverse."""
         draws = self.train_draws if self.training else self.test_draws
         asked, found = [], []
-        for rows, near in ((sets.left, pairs[1]), (sets.right, pairs[0])):
+        for rows, of, near in ((sets.left, *pairs), (sets.right, *pairs[::-1])):
             assert rows is not None
             rows = _apart(rows, near)
-            if draws:
-                rows = sampled(rows, draws)
+            if draws:  # an answer does not hang on what else is asked, nor on which end is named first
+                own = of.astype(np.uint64) * np.uint64(A.shape[0]) + near.astype(np.uint64)
+                rows = sampled(rows, draws, None if self.training else own)
             found.append(rows)
             asked.append(np.stack([near[row_numbers(rows)], rows.indices.astype(np.int64)]))
         n = A.shape[0]

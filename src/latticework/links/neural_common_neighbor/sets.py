@@ -112,16 +112,17 @@ def neighbour_sets(A: sp.csr_array, pairs: Array, differences: bool = False, B: 
     return Sets(both, sp.csr_array(i - both), sp.csr_array(j - both))
 
 
-def sampled(rows: sp.csr_array, most: int) -> sp.csr_array:
+def sampled(rows: sp.csr_array, most: int, keys: Array | None = None) -> sp.csr_array:
     """`most` draws with replacement from each row that holds more, weighted so that a sum over the row stays unbiased.
 
-    An entry that was drawn c times gets ``c * size / most`` times its value. Draws come from torch's global generator.
+    An entry that was drawn c times gets ``c * size / most`` times its value. Draws come from torch's global generator; with `keys`
+    uint64 [B] they hang on a row's key alone: the same for it in any company.
     """
     size = np.diff(rows.indptr)
     long = size > most
     if not long.any():
         return rows
-    draws = torch.rand(int(long.sum()), most).numpy()
+    draws = torch.rand(int(long.sum()), most).numpy() if keys is None else _uniform(keys[long], most)
     picked = (
         rows.indptr[:-1][long, None] + np.minimum((draws * size[long, None]).astype(np.int64), size[long, None] - 1)
     ).ravel()
@@ -130,6 +131,16 @@ def sampled(rows: sp.csr_array, most: int) -> sp.csr_array:
     thin = sp.csr_array((rows.data * scale, rows.indices, rows.indptr), shape=rows.shape, copy=True)
     thin.eliminate_zeros()
     return thin
+
+
+def _uniform(keys: Array, many: int) -> Array:
+    """float64 [B, many] in [0, 1), as if random, of numbers uint64 [B]. (SplitMix64.)"""
+    with np.errstate(over="ignore"):
+        z = keys[:, None] + np.arange(1, many + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z = z ^ (z >> np.uint64(31))
+    return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def sum_rows(rows: sp.csr_array, h: Tensor) -> Tensor:
