@@ -567,6 +567,22 @@ def test_smiles_without_rdkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         open_data(tmp_path / "m.csv").read()
 
 
+def test_classes_of_a_list_of_graphs_may_be_text() -> None:
+    import torch
+    from torch_geometric.data import Data
+
+    edges = torch.tensor([[0, 1], [1, 0]])
+    for y in ("a", ["a"]):
+        graphs = [Data(edge_index=edges, num_nodes=2, y=y), Data(edge_index=edges, num_nodes=2, y="b")]
+        held = open_data(graphs).read()
+        assert held.classes == ("a", "b") and held.y is not None and held.y.tolist() == [0, 1]
+    signs = [Data(edge_index=edges, num_nodes=2, y=torch.tensor([i]), pos=torch.zeros(2, 3)) for i in (-1, 1, 1)]
+    notes = " ".join(open_data(signs).read().notes)
+    assert "1 graphs have a y below 0" in notes and "pos of the graphs is not read" in notes
+    with pytest.raises(UserError, match="a y of 2 texts"):
+        open_data([Data(edge_index=edges, num_nodes=2, y=["a", "b"])] * 2)
+
+
 @pytest.mark.parametrize(
     ("name", "file", "column"),
     [("esol", "delaney-processed.csv", "measured log solubility in mols per litre"), ("freesolv", "SAMPL.csv", "expt")],

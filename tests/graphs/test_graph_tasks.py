@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch_geometric.data import Batch, Data
 from latticework.common.graph_batches import Packed
 from latticework.core.dataset import open_data
 from latticework.core.errors import UserError
-from latticework.core.grid import entry_of
+from latticework.core.grid import entry_of, task_of
 from latticework.core.run import Run
 from latticework.data.graphs import GivenGraphSet, GraphSet
 from latticework.graphs.scenarios import deal, disturbed, drawn, quantile_strata, quotas, spread, thinned
@@ -486,3 +487,27 @@ def test_published_folds_of_tu_sets_test_every_graph(name: str, left_out: int, m
     tested = np.stack([task.split(graphs, f"folds-{i}") == TEST for i in range(10)])
     assert (tested.sum(0) == 1).all() and all(tested[i][graphs.folds == i + 1].all() for i in range(10))
     assert tested.sum(1).max() - tested.sum(1).min() <= 3
+
+
+def test_counts_follow_the_file_behind_a_path(tmp_path: Path) -> None:
+    rings = open_data("rings-and-cliques(graphs=10)")
+    rings.write(tmp_path / "set")
+    text = f"counted(of=graph-set-files(path={tmp_path / 'set'}); target=cycle-3)"
+    first = open_data(text)
+    assert len(first.read().sizes) == 10
+    shutil.rmtree(tmp_path / "set")
+    open_data("rings-and-cliques(graphs=14)").write(tmp_path / "set")
+    again = open_data(text)
+    assert len(again.read().sizes) == 14 and again.digest() != rings.digest()
+
+
+def test_published_folds_are_taken_whatever_their_number() -> None:
+    given_set = replace(open_data(RINGS).read(), _cache={})
+    folds = np.arange(len(given_set.sizes)) % 5 + 1
+    data = open_data(replace(given_set, folds=folds))
+    task: Any = task_of("graph-classification").for_data(data)
+    assert task.protocol == "folds" and task.folds == 5
+    for i in range(5):
+        tested = [g.split(" ")[0] for g in task.fold(data, f"folds-{i}").test.query.ids]
+        assert {int(folds[given_set.ids.index(g)]) for g in tested} == {i + 1}
+    assert task_of("graph-classification(folds=4)").for_data(data).folds == 4

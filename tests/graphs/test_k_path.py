@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch_geometric.data import Data
 
+import latticework as lw
 from latticework.core import registry
 from latticework.core.dataset import open_data
 from latticework.core.errors import UserError
@@ -103,7 +104,7 @@ def test_what_they_say_of_themselves() -> None:
     assert [row["part"] for row in rows] == ["train", "this one"] and rows[0]["sampled roots"] == 0
     assert rows[1]["roots"] == sum(g.num_nodes for g in fold.test.data)
     _, _, run = fitted("k-path(k=2; width=8; epochs=1; max_paths=4)")
-    assert any("more than 4 paths: sampled" in n for n in run.notes)
+    assert any("with more than 4 paths were sampled" in n for n in run.notes)
 
 
 def test_k_path_tells_apart_what_gin_cannot() -> None:
@@ -281,3 +282,38 @@ def test_two_epochs_on_mutag(mirror: Callable[[str], Path]) -> None:
     scores = run.task.score(run.task.answer(model, fold.test.blind(), run), fold.test, run)  # type: ignore[union-attr]
     assert next(s.value for s in scores if s.metric == "accuracy" and not s.at) > 0.5
     assert model.schema["paths"]["most paths of a root"] == 20 and model.schema["paths"]["sampled roots"] == 0
+
+
+# -- how edges are written -----------------------------------------------------------------------------------------------------
+def test_answers_do_not_hang_on_how_an_edge_is_written() -> None:
+    """Once, the other way round, both ways, twice, with loops beside: the same degrees, so the same answers; the notes say it."""
+    rng = np.random.default_rng(0)
+    graphs = []
+    for i in range(40):
+        pairs = np.argwhere(np.triu(rng.random((8, 8)) < 0.2 + 0.3 * (i % 2), 1)).T
+        graphs.append(Data(edge_index=torch.from_numpy(pairs), num_nodes=8, y=torch.tensor([i % 2])))
+    model = lw.fit("k-path", graphs, settings={"k": 2, "width": 8, "epochs": 3})
+    assert any("edges are read both ways" in note and "0 self-loops" in note for note in model.run.notes)
+    wanted = model.predict(graphs).values
+
+    def written(e: torch.Tensor) -> list[torch.Tensor]:
+        loops = torch.arange(3).repeat(2, 1)
+        turned = torch.where(torch.rand(e.shape[1]) < 0.5, e, e.flip(0))
+        return [turned, torch.cat([e, e.flip(0)], 1), torch.cat([e, e, loops], 1)]
+
+    for k in range(3):
+        other = [Data(edge_index=written(g.edge_index)[k], num_nodes=8, y=g.y) for g in graphs]
+        assert np.allclose(
+            lw.fit("k-path", other, settings={"k": 2, "width": 8, "epochs": 3}).predict(other).values, wanted, atol=1e-5
+        )
+        assert np.allclose(model.predict(other).values, wanted, atol=1e-5)
+
+
+def test_contrast_explains_where_there_are_no_edges_and_refuses_what_reads_none() -> None:
+    single = [Data(edge_index=torch.zeros(2, 0, dtype=torch.int64), num_nodes=1, y=torch.tensor([i % 2])) for i in range(20)]
+    paths = [Data(edge_index=torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]]), num_nodes=3, y=torch.tensor([i % 2])) for i in range(10)]
+    board = lw.compare(single + paths, ["contrast(backbone=k-path(k=2;width=8;epochs=1))"], repeats=3, baselines=False)
+    assert not board.cases[0].rows[0].failures
+    for backbone in ("spen", "ign"):
+        reason = entry_of(f"contrast(backbone={backbone})").refuses(task_of("graph-classification"), {})
+        assert reason is not None and "reads what was prepared" in reason

@@ -251,11 +251,18 @@ def from_data(given: Sequence[Any]) -> GraphSet:
         value = getattr(data, name, None)
         if value is None:
             return None
+        if name == "y" and isinstance(value, str):
+            value = [value]
         found = np.asarray(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
         return found[:, None] if name in ("x", "edge_attr") and found.ndim == 1 else found
 
     parts: dict[str, list[Array]] = {}
     sizes: list[int] = []
+    notes = [
+        f"{name} of the graphs is not read" + ("; put it into edge_attr" if name == "edge_weight" else "; put it into x")
+        for name in ("edge_weight", "pos")
+        if any(getattr(data, name, None) is not None for data in given)
+    ]
     # one number a node, as long as all graphs say so
     lengths = [len(data.y) if getattr(getattr(data, "y", None), "ndim", 0) == 1 else -1 for data in given]
     by_node = all(length == getattr(data, "num_nodes", None) for length, data in zip(lengths, given, strict=True))
@@ -302,6 +309,12 @@ def from_data(given: Sequence[Any]) -> GraphSet:
         pass
     elif y.dtype.kind in "iub" and y.shape[1] == 1:
         classes, code = coded_texts([str(int(v)) if v >= 0 else "" for v in y[:, 0]])
+        if below := int((y[:, 0] < 0).sum()):
+            notes.append(f"{below} graphs have a y below 0, which is read as no label; number classes from 0")
+    elif y.dtype.kind == "U" and y.shape[1] == 1:
+        classes, code = coded_texts(y[:, 0].tolist())
+    elif y.dtype.kind == "U":
+        raise UserError(f"graph 0 of the list has a y of {y.shape[1]} texts; a class is one text a graph")
     else:
         targets = y.astype(np.float64)
     return GraphSet(
@@ -310,7 +323,7 @@ def from_data(given: Sequence[Any]) -> GraphSet:
         edge_x=None if edge_x is None else edge_x.astype(np.float32),
         edge_features=() if edge_x is None else tuple(f"e{i}" for i in range(edge_x.shape[1])), y=code, classes=classes,
         targets=targets, target_names=() if targets is None else target_names_of(targets.shape[1]),
-        node_targets=node_targets,
+        node_targets=node_targets, notes=tuple(notes),
     )  # fmt: skip
 
 

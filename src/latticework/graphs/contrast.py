@@ -45,6 +45,7 @@ class EdgeScorer(nn.Module):
 
     def __init__(self, features: int, width: int = 64) -> None:
         super().__init__()
+        self.states = features
         self.mlp = nn.Sequential(nn.Linear(2 * features, width), nn.ReLU(), nn.Linear(width, 1))
 
     def forward(self, h: Tensor, pairs: Tensor) -> Tensor:
@@ -206,7 +207,11 @@ class ContrastModel(GraphModel):
         with torch.no_grad(), captured(net.net, int(batch.num_nodes)) as found:
             net.net.encode(batch)
             pairs, _ = pairs_of(batch.edge_index, int(batch.num_nodes))
-            a = net.scorer(found[-1], pairs)
+            if not pairs.shape[1]:
+                return Findings()
+            # graphs of one node have a row a graph, too: the read-out's, which no scorer was made for
+            states = [h for h in found if h.shape[1] == net.scorer.states]
+            a = net.scorer(states[-1], pairs)
         rows = []
         for e in torch.argsort(a).tolist():
             u, v = pairs[:, e].tolist()
@@ -254,6 +259,8 @@ class ContrastMethod(Backbone):
     def refuses(self, task: Task, facts: Mapping[str, Any]) -> str | None:
         if not isinstance(self.backbone, GraphNetwork) or not self.backbone.encode_head:
             return f"its backbone {self.backbone.name} has no socket encode/head for whole graphs; use gin or k-path"
+        if self.backbone.computes_equals_once:
+            return f"its backbone {self.backbone.name} reads what was prepared of each graph, so views without edges would not differ"
         return self.backbone.refuses(task, facts)
 
     # -- what the shared fit asks of a method: the backbone's --------------------------------------------------------------

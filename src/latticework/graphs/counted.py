@@ -98,11 +98,12 @@ class Counted(GraphSetData):
         )
 
     def read(self) -> GraphSet:
-        return _counted(self)
+        return _counted(self, self.digest())
 
 
 @lru_cache(maxsize=4)
-def _counted(value: Counted) -> GraphSet:
+def _counted(value: Counted, digest: str) -> GraphSet:
+    """The counts of a value's sets, kept by their content: a file behind a path may change."""
     graphs = _graphs(value.of)
     if value.also is not None:
         graphs = joined(graphs, _graphs(value.also))

@@ -35,7 +35,7 @@ from latticework.core.value import setting
 from latticework.layers.paths import Rooted, Simple, rooted_paths, simple_graph
 from latticework.layers.propagation import SparseOperator
 
-from .network import GraphModel, GraphNet, GraphNetwork
+from .network import GraphModel, GraphNet, GraphNetwork, simple_degree_of, unlike_simple
 from .wl_kernel import NEIGHBOUR, mixed
 
 Array = NDArray[Any]
@@ -391,6 +391,7 @@ class KPathMethod(GraphNetwork):
 
     name: ClassVar[str] = "k-path"
     model: ClassVar[type[GraphModel]] = KPathModel
+    degrees: ClassVar[Callable[[Data], Any]] = staticmethod(simple_degree_of)
 
     k: int = setting(3, "longest path from a root; beyond 8 only sampled", ge=0, le=32, search=[2, 3, 4])
     inner: int = setting(2, "GIN layers inside the rooted sub-graphs", ge=0, le=16)
@@ -455,7 +456,15 @@ class KPathMethod(GraphNetwork):
             f"{found['nodes of a rooted sub-graph']:.1f} nodes a rooted sub-graph, counted in {time.perf_counter() - before:.2f} s"
         ]
         if found["sampled roots"]:
-            notes.append(f"{found['sampled roots']} of {found['roots']} roots had more than {self.max_paths} paths: sampled")
+            why = "" if self.sampled else f" with more than {self.max_paths} paths"
+            notes.append(f"{found['sampled roots']} of {found['roots']} roots{why} were sampled")
+        loops, repeats, lacking = (
+            (sum(each) for each in zip(*map(unlike_simple, train.data), strict=True)) if train.data else (0, 0, 0)
+        )
+        if loops or repeats or lacking:
+            notes.append(
+                f"edges are read both ways: {lacking} lacked their reverse, {loops} self-loops and {repeats} repeats left out"
+            )
         return notes
 
     def fit(self, train: Part, valid: Part | None, run: Run) -> GraphModel:

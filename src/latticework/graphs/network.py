@@ -114,6 +114,7 @@ class GraphNetwork(Backbone):
     gives: ClassVar[tuple[type[Any], ...]] = (Predictor,)
     model: ClassVar[type[GraphModel]] = GraphModel
     encode_head: ClassVar[bool] = True  # `module` has the socket of `GraphNet`
+    degrees: ClassVar[Callable[[Data], Any]] = staticmethod(lambda graph: degree_of(graph))  # what features=degree counts
     computes_equals_once: ClassVar[bool] = False  # compares (parts of) graphs by the features they have when they are prepared
 
     width: int = setting(64, "width of the hidden layers", ge=1, le=4096, search=[32, 64, 128])
@@ -140,11 +141,11 @@ class GraphNetwork(Backbone):
 
     def settled(self, train: Part) -> dict[str, Any]:
         """The schema with what the net keeps of the train part; JSON values. Extend with ``super().settled(train) | {...}``."""
-        return dict(train.schema) | inputs_of(self.features, train.data, train.schema)
+        return dict(train.schema) | inputs_of(self.features, train.data, train.schema, self.degrees)
 
     def prepare(self, graphs: Sequence[Data], schema: Mapping[str, Any]) -> list[Data]:
         """New graphs with what the net needs; once a part. `schema` is what `settled` gave. The given ones stay as they are."""
-        return with_features(graphs, schema)
+        return with_features(graphs, schema, self.degrees)
 
     def redraw(self, graphs: list[Data], schema: Mapping[str, Any], epoch: int, run: Run) -> list[Data] | None:
         """The prepared train graphs anew for an epoch, where something in them is drawn (walks); none: as they were."""
@@ -273,7 +274,9 @@ def loss_of(out: Tensor, target: Tensor, error: str = "absolute") -> Tensor:
 
 
 # -- features ----------------------------------------------------------------------------------------------------------------
-def inputs_of(rule: str, graphs: Sequence[Data], schema: Mapping[str, Any]) -> dict[str, Any]:
+def inputs_of(
+    rule: str, graphs: Sequence[Data], schema: Mapping[str, Any], degrees: Callable[[Data], Any] | None = None
+) -> dict[str, Any]:
     """What the features rule keeps of the train graphs: `rule`, `inputs`, `edge inputs`, the degree cap, the columns' scales."""
     if rule == "auto":
         rule = "given" if schema["features"] else "degree"
@@ -283,7 +286,7 @@ def inputs_of(rule: str, graphs: Sequence[Data], schema: Mapping[str, Any]) -> d
     if rule == "given":
         found |= {"inputs": len(schema["features"]), "x scales": _column_scales([g.x for g in graphs])}
     elif rule == "degree":
-        largest = max((int(degree_of(g).max(initial=0)) for g in graphs), default=0)
+        largest = max((int((degrees or degree_of)(g).max(initial=0)) for g in graphs), default=0)
         found |= {"degree cap": min(largest, MOST_DEGREES - 1), "inputs": min(largest, MOST_DEGREES - 1) + 1}
     else:
         found["inputs"] = 1
@@ -306,7 +309,7 @@ def _column_scales(columns: Sequence[Tensor]) -> list[list[float]] | None:
     return [[c, s] for c, s in pairs]
 
 
-def with_features(graphs: Sequence[Data], schema: Mapping[str, Any]) -> list[Data]:
+def with_features(graphs: Sequence[Data], schema: Mapping[str, Any], degrees: Callable[[Data], Any] | None = None) -> list[Data]:
     """New graphs whose `x` float32 [n, inputs] follows the rule that `inputs_of` settled; edge features on the train's scale."""
     made = []
     for graph in graphs:
@@ -315,7 +318,7 @@ def with_features(graphs: Sequence[Data], schema: Mapping[str, Any]) -> list[Dat
         if schema["rule"] == "given":
             new.x = _scaled(graph.x, schema.get("x scales"))
         elif schema["rule"] == "degree":
-            place = torch.from_numpy(np.minimum(degree_of(graph), schema["degree cap"]))
+            place = torch.from_numpy(np.minimum((degrees or degree_of)(graph), schema["degree cap"]))
             new.x = F.one_hot(place, schema["inputs"]).float()
         else:
             new.x = torch.ones(n, 1)
@@ -335,6 +338,23 @@ def _scaled(x: Tensor, scales: Sequence[Sequence[float]] | None) -> Tensor:
 def degree_of(graph: Data) -> Any:
     """int64 [n]: edges that end in each node, as the file writes them (undirected: its degree)."""
     return np.bincount(graph.edge_index[1].numpy(), minlength=int(graph.num_nodes or 0))
+
+
+def unlike_simple(graph: Data) -> tuple[int, int, int]:
+    """How many edges a simple graph would not have, or lacks: self-loops, repeats, edges whose reverse is not written."""
+    u, v = graph.edge_index.numpy()
+    n = int(graph.num_nodes or 0)
+    keys = np.unique(u * n + v)
+    lacking = ~np.isin(keys % n * n + keys // n, keys) if n else np.zeros(0, bool)
+    return int((u == v).sum()), len(u) - len(keys), int(lacking.sum())
+
+
+def simple_degree_of(graph: Data) -> Any:
+    """int64 [n]: different neighbours, whichever way an edge is written; the node itself is none."""
+    n = int(graph.num_nodes or 0)
+    u, v = graph.edge_index.numpy()
+    keys = np.unique(np.minimum(u, v)[u != v] * n + np.maximum(u, v)[u != v])
+    return np.bincount(np.concatenate([keys // n, keys % n]), minlength=n) if n else np.zeros(0, np.int64)
 
 
 def device_of(net: nn.Module) -> str:

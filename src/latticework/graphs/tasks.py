@@ -99,9 +99,12 @@ class GraphTask(Task):
     def for_data(self, data: Dataset) -> Any:
         given: GraphSet = data.read()
         self.check(given)
-        if self.protocol == "auto":
-            return self.but(protocol="random" if given.folds is None else "folds")
-        return self
+        if self.protocol != "auto":
+            return self
+        if given.folds is None:
+            return self.but(protocol="random")
+        usual = type(self).model_fields["folds"].default
+        return self.but(protocol="folds", folds=max(int(given.folds.max()), 2) if self.folds == usual else self.folds)
 
     def check(self, given: GraphSet) -> None:
         """Errors before any training, where the data are not what the task needs."""
