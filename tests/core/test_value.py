@@ -153,6 +153,18 @@ def test_tuning_looks_through_nested_methods() -> None:
     assert "layers" in search_space(entry_of("gcn"))
 
 
+def test_what_was_set_by_hand_inside_is_not_tuned() -> None:
+    from latticework.core.grid import Grid
+
+    text = "contrast(backbone=k-path(k=2; width=8))"
+    assert set(registry.settings_of(text)) == {"backbone", "backbone.k", "backbone.width"}
+    grid = Grid.make({"data": ["rings-and-cliques"], "entries": [text, "k-path(k=2; width=8)"], "tune": 3, "baselines": False})
+    (_, wrapped, _), (_, plain, _) = grid.cases()[0].entries
+    assert isinstance(wrapped, Tuned) and isinstance(plain, Tuned)
+    inner = {key.removeprefix("backbone."): where for key, where in wrapped.space().items() if key.startswith("backbone.")}
+    assert inner == plain.space() and "k" not in inner and "width" not in inner
+
+
 def test_every_place_where_tuning_looks_is_a_setting() -> None:
     optuna = pytest.importorskip("optuna")
     for entry in registry.entries("method"):

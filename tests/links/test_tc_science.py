@@ -427,3 +427,17 @@ def test_softmax_of_rows() -> None:
     values, rows = torch.tensor([1.0, 2.0, 1000.0, 1001.0]), torch.tensor([0, 0, 2, 2])
     found = row_softmax(values, rows, 3)
     assert torch.allclose(found[:2], torch.softmax(values[:2], 0)) and torch.allclose(found[2:], torch.softmax(values[2:], 0))
+
+
+def test_only_rows_that_are_asked_for_are_held() -> None:
+    """One asked pair of leaves of a star: what is held does not grow with the square of the leaves."""
+    import tracemalloc
+
+    n = 3000
+    star = joined(np.stack([np.zeros(n - 1, np.int64), np.arange(1, n)]), n)
+    asked = joined(np.array([[1], [2]]), n)
+    tracemalloc.start()
+    found = topological_concentration(star, asked, 2)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.defined.sum() == 2 and peak < 20e6

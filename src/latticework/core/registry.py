@@ -183,9 +183,13 @@ def value_of(noun: str, text: str) -> Value:
 
 
 def settings_of(text: str) -> dict[str, Any]:
-    """The settings that a text in brackets names (``dagnn(hops=50)``: hops), none where it has no brackets."""
+    """The settings that a text in brackets names, at every depth (``hei(backbone=gcn(hidden=8))``: backbone, backbone.hidden)."""
     _, bracket, rest = text.partition("(")
-    return _settings(text, rest.rstrip()[:-1]) if bracket else {}
+    found = _settings(text, rest.rstrip()[:-1]) if bracket else {}
+    inner = {
+        f"{key}.{name}": v for key, given in found.items() if isinstance(given, str) for name, v in settings_of(given).items()
+    }
+    return {**found, **inner}
 
 
 def _settings(text: str, body: str) -> dict[str, Any]:

@@ -167,7 +167,7 @@ def topological_concentration(A: Any, neighbours: Any | None = None, hops: int =
     bounds = balanced_chunks(np.concatenate([[0], np.cumsum(ask @ np.sum(levels, axis=0))]).astype(np.int64))
     wanted = np.diff(ask.indptr) > 0  # the graph is symmetric: who has a neighbour is one
     for low, high in _blocks(np.where(wanted, np.sum(levels, axis=0), 0)):
-        starts, reach = _reached(graph, low, high, hops)
+        starts, reach = _reached(graph, low, high, hops, wanted)
         run_parallel(
             _shared, graph.indptr.astype(np.int64), graph.indices.astype(np.int32), ask.indptr.astype(np.int64),
             ask.indices.astype(np.int32), low, starts, reach, hops, scale, bounds, sums,
@@ -206,10 +206,12 @@ def _blocks(sizes: Array) -> list[tuple[int, int]]:
     return [(a, b) for a, b in itertools.pairwise(cuts) if sizes[a:b].any()]
 
 
-def _reached(graph: sp.csr_array, low: int, high: int, hops: int) -> tuple[Array, Array]:
-    """Who is reached from rows low..high by walks of exactly k steps: starts int64 [hops, rows + 1] into int32 nodes."""
+def _reached(graph: sp.csr_array, low: int, high: int, hops: int, wanted: Array) -> tuple[Array, Array]:
+    """Who is reached from the wanted rows of low..high by walks of exactly k steps: starts int64 [hops, rows + 1] into int32 nodes."""
     step = graph.astype(bool)
-    level = step[low:high]
+    level = step[low:high].copy()
+    level.data &= np.repeat(wanted[low:high], np.diff(level.indptr))
+    level.eliminate_zeros()
     starts, nodes, size = [], [], 0
     for k in range(hops):
         if k:

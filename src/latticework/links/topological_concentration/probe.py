@@ -54,7 +54,8 @@ class TopologicalConcentrationProbe(Probe):
     TC_i is the share of the walks from i, up to `hops` steps in the train graph, that end where walks from its neighbours do,
     the mean over its neighbours: its train neighbours (hops = 1: the local clustering coefficient) or held-out ones. The
     paper finds that it is high where a link predictor does well, more surely than degree is, and that the test neighbours of a
-    node share less with it than its train neighbours do (a shift; expected of a split by time, small in a random one).
+    node share less with it than its train neighbours do (a shift; expected of a split by time, small in a random one; given for
+    hops = 1, since longer walks along a train edge lead back over it, so that train neighbours share more in any split).
 
     With a `model`, all other nodes are ranked for each node with held-out links (known ones left out), and the node's
     measure, Hits@10 unless told otherwise, is set against TC: over nodes, and over means of ten ranges of equal width with at
@@ -146,7 +147,9 @@ class TopologicalConcentrationProbe(Probe):
         for word in held:
             both = np.isfinite(row[f"{what} train"]) & np.isfinite(row[f"{what} {word}"])
             change = row[f"{what} train"][both] - row[f"{what} {word}"][both]
-            scalars[f"shift to {word} neighbours (train - {word})"] = float(change.mean()) if both.any() else None
+            # from two hops on, walks over the train edge itself lead back to its ends, so that train neighbours always share more
+            comparable = self.hops == 1 and bool(both.any())
+            scalars[f"shift to {word} neighbours (train - {word})"] = float(change.mean()) if comparable else None
             scalars[f"nodes of the shift to {word}"] = int(both.sum())
         if self.exact:
             for word in ("train", *held):

@@ -81,11 +81,14 @@ class NegativePush(Probe):
             y = torch.from_numpy(labels)
             known = negative & (y[None] >= 0) & (y[rows, None] >= 0)
             same = known & (y[rows, None] == y[None])
+
+            def share(of: Tensor) -> float | None:  # one labelled node alone has no labelled negative
+                return float(of[same].sum() / of[known].sum()) if bool(of[known].sum() > 0) else None
+
             scalars |= {
-                "negatives of the anchor's own class": float(same.sum() / known.sum()),
-                "their share of the push": float(plain[same].sum() / plain[known].sum()),
-                "their share of the push, weighted by clusterings": float(weighted[same].sum() / weighted[known].sum()),
-            }
+                "negatives of the anchor's own class": share(torch.ones_like(plain)), "their share of the push": share(plain),
+                "their share of the push, weighted by clusterings": share(weighted),
+            }  # fmt: skip
         return Findings(scalars, *_by_similarity(similarity, plain, weighted, negative, same))
 
 
