@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from latticework.core.dataset import open_data
 from latticework.core.errors import UserError
 from latticework.core.grid import entry_of, task_of
-from latticework.core.run import Run
+from latticework.core.run import Run, fitted
 from latticework.core.task import Part
-from latticework.data.events import Events, GivenEvents
+from latticework.data.events import Events, GivenEvents, write_events
 from latticework.temporal.camps import Camps
 from latticework.temporal.signed_tasks import CLASSES, SignedLinks, SignedTruth, _best_cut, _macro_f1
 from latticework.temporal.tasks import Pairs
@@ -266,6 +267,42 @@ def test_predictions_made_elsewhere_are_judged(tmp_path: Path, command: Callable
     (tmp_path / "answers.csv").write_text("source,target,time,support\na,z,1,.9\n")
     status, out, err = command("score", "signed-links", tmp_path / "answers.csv", tmp_path / "truth.csv")
     assert status == 2 and "is not in" in out + err
+
+
+def test_a_stream_is_answered_judged_and_fed_as_it_comes(
+    tmp_path: Path, votes: GivenEvents, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    """What `predict` writes `score` reads, with whole times or none in the truth; a stretch of positive votes is signed, too."""
+    write_events(votes.read(), tmp_path / "votes.csv")
+    rows = [("n1", "n2", 1), ("n3", "n5", -1), ("n4", "n10", -1), ("n6", "n7", 1)]
+    (tmp_path / "pairs.csv").write_text("source,target\n" + "".join(f"{u},{v}\n" for u, v, _ in rows))
+    (tmp_path / "with.csv").write_text("source,target,time,sign\n" + "".join(f"{u},{v},20001,{s}\n" for u, v, s in rows))
+    (tmp_path / "without.csv").write_text("source,target,sign\n" + "".join(f"{u},{v},{s}\n" for u, v, s in rows))
+    status, out, err = command("fit", "signed-counts", tmp_path / "votes.csv", "-o", tmp_path / "M")
+    assert status == 0 and "pairs.csv --at TIME" in out, out + err
+    assert command("predict", tmp_path / "M", tmp_path / "pairs.csv", "--at", "20001", "-o", tmp_path / "said.csv")[0] == 0
+    found = [command("score", "signed-links", tmp_path / "said.csv", tmp_path / f"{word}.csv") for word in ("with", "without")]
+    assert found[0] == found[1] and found[0][0] == 0, found
+    (tmp_path / "twice.csv").write_text("source,target,sign\nn1,n2,1\nn1,n2,-1\nn3,n5,-1\n")
+    status, _, err = command("score", "signed-links", tmp_path / "said.csv", tmp_path / "twice.csv")
+    assert status == 2 and "of n1, n2" in " ".join(err.split())
+    for name, text, says in (
+        ("up", "source,target,time,weight\nn1,qq,20005,2\n", "1 events taken in, 1 new nodes"),
+        ("bare", "source,target,time\nn1,qq,20006\n", "these have none"),
+    ):
+        (tmp_path / f"{name}.csv").write_text(text)
+        status, out, err = command("update", tmp_path / "M", tmp_path / f"{name}.csv")
+        assert (status == 0) == (name == "up") and says in " ".join((out + err).split()), out + err
+
+
+@pytest.mark.parametrize("batch", [1, 349])
+def test_one_row_in_a_batch_is_no_error(votes: GivenEvents, batch: int) -> None:
+    task = SignedLinks().for_data(votes)
+    fold = task.fold(votes, task.plan(votes, 1)[0][0])
+    assert len(fold.train.data) % batch in (0, 1)
+    run = Run(task=task, digest=votes.digest(), fold="by-time-0")
+    model = fitted(entry_of(f"semba(counts=true; batch={batch}; epochs=1)"), fold.train, fold.valid, run)
+    assert all(bool(torch.isfinite(v).all()) for v in model.state().values() if v.is_floating_point())  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("target", TARGETS)

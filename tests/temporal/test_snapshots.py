@@ -401,3 +401,20 @@ def test_what_recency_reaches_on_the_messages(name: str, low: float, mirror: Cal
     model = entry_of(name).fit(fold.train, None, run)
     scores = task.score(task.answer(model, fold.test.blind(), run), fold.test, run)
     assert scores[0].metric == "map" and scores[0].value == pytest.approx(low, abs=1e-3)
+
+
+def test_answers_about_classes_are_judged_by_signs_and_by_ids(
+    tmp_path: Path, command: Callable[..., tuple[int, str, str]]
+) -> None:
+    (tmp_path / "said.csv").write_text("source,target,window begins,prediction\na,b,0,negative\na,c,0,positive\nb,c,0,positive\n")
+    (tmp_path / "signs.csv").write_text("source,target,sign\na,b,-1\na,c,1\nb,c,1\n")
+    status, out, err = command(
+        "score", "snapshot-prediction", tmp_path / "said.csv", tmp_path / "signs.csv", "-s", "target=edge-class"
+    )
+    assert status == 0 and out.count("1.0000") == 2, out + err
+    (tmp_path / "nodes.csv").write_text("id,window begins,prediction\na,0,x\nb,0,y\n")
+    (tmp_path / "labels.csv").write_text("id,label\na,x\nb,y\n")
+    status, out, err = command(
+        "score", "snapshot-prediction", tmp_path / "nodes.csv", tmp_path / "labels.csv", "-s", "target=node-class"
+    )
+    assert status == 0 and out.count("1.0000") == 2, out + err

@@ -153,6 +153,9 @@ def fit(
     fitted.save(out)
     for line in _said_of(fitted):
         print(line)
+    if fitted.task.typed:
+        print(f"wrote {out}; use it: latticework predict {shlex.quote(str(out))} {fitted.task.typed} -o predictions.csv")
+        return
     words = [str(out), data, *(word for k, v in rest.items() if k.startswith("data.") for word in ("-s", f"{k}={v}"))]
     print(f"wrote {out}; use it: latticework predict {shlex.join(words)} -o predictions")
 

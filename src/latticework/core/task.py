@@ -54,6 +54,7 @@ class Task(Value):
     headline_metric: ClassVar[str]
     readouts: ClassVar[Mapping[str, str]] = {}  # role -> method name that stands between
     Query: ClassVar[type[Value]] = Query
+    typed: ClassVar[str] = ""  # what is typed after a model's name to ask it, where that is not the data it was fitted on
     needs_data: ClassVar[bool] = True  # False: a model answers from itself (a decoder does)
 
     @classmethod

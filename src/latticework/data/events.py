@@ -89,7 +89,10 @@ class Events:
 
 def schema_of(events: Events) -> dict[str, Any]:
     """What a model keeps of the events it was fitted on."""
-    return {"nodes": list(events.ids), "features": list(events.features), "signed": events.signed}
+    return {
+        "nodes": list(events.ids), "features": list(events.features), "signed": events.signed,
+        "weighted": events.weight is not None,
+    }  # fmt: skip
 
 
 # -- making --------------------------------------------------------------------------------------------------------------
@@ -132,6 +135,8 @@ def match_schema(events: Events, schema: Mapping[str, Any]) -> Events:
         events = replace(events, x=events.x[:, place], features=tuple(wanted), _cache={})
     elif not wanted:
         events = replace(events, x=None, features=(), _cache={})
+    if schema["signed"] and not events.signed and events.weight is not None and (events.weight > 0).all():
+        events = replace(events, signed=True, _cache={})  # a short stretch of a signed log may hold positive ones alone
     if schema["signed"] and not events.signed:
         raise UserError("the model was fitted on signed events; these have no column 'sign' and no negative weight")
     return matched(events, list(schema["nodes"]))

@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from latticework.core.result import Findings
 from latticework.core.task import Part
@@ -199,7 +200,9 @@ class SEMBA(MemoryTable):
         parts = [source, target]
         if self.counts is not None:
             empty = source.new_zeros(len(source), len(NAMES))
-            parts.append(self.scale_counts(empty if counts is None else counts))
+            shown, norm = empty if counts is None else counts, self.scale_counts
+            # one row alone has no spread of its own: it is read on the scale of those before
+            parts.append(F.batch_norm(shown, norm.running_mean, norm.running_var) if len(shown) == 1 else norm(shown))
         found: Tensor = self.head(torch.cat(parts, 1))
         return found
 

@@ -20,7 +20,7 @@ from latticework.core.task import Facts, Fold, Part
 from latticework.core.value import setting
 from latticework.data.events import Events
 
-from .stream import StreamTask, Walk, batch_ends, read_pairs, schema_at
+from .stream import StreamTask, Walk, batch_ends, read_pairs, schema_at, told_of
 from .tasks import Pairs
 
 Array = NDArray[Any]
@@ -73,6 +73,7 @@ class SignedLinks(StreamTask):
     """
 
     name: ClassVar[str] = "signed-links"
+    typed: ClassVar[str] = "pairs.csv --at TIME"
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("auc", "", "higher"),
         Metric("average-precision", "", "higher"),
@@ -369,11 +370,7 @@ class SignedLinks(StreamTask):
         keys, frame = read_pairs(answers)
         wanted, told = read_pairs(truth)
         column = told[need(truth, told, *(("weight",) if self.target == "weight" else ("sign", "weight")))]
-        known = dict(zip(wanted, numbers(truth, column).to_list(), strict=True))
-        strange = [k for k in keys if k not in known]
-        if strange:
-            raise UserError(f"{answers}: {strange[0]} is not in {truth} ({len(strange)} such)")
-        y = np.array([known[k] for k in keys])
+        y = np.array(told_of(answers, truth, keys, wanted, numbers(truth, column).to_list()))
         words = ("weight",) if self.target == "weight" else ("support", "score", "probability")
         score = numbers(answers, frame[need(answers, frame, *words)]).to_numpy()
         if self.target == "weight":

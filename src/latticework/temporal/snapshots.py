@@ -29,7 +29,7 @@ from latticework.core.task import Fold, Part, Query
 from latticework.core.value import Value, setting
 from latticework.data.events import Events, match_schema, matched
 
-from .stream import StreamTask, read_pairs, schema_at
+from .stream import StreamTask, read_pairs, schema_at, told_of
 
 Array = NDArray[Any]
 BLOCK = 1 << 20  # scores of a block: 4 MiB of them
@@ -384,18 +384,20 @@ class SnapshotPrediction(StreamTask):
         'prediction' against column 'label' (or 'sign') of the same pairs."""
         from latticework.data.table import column_named, need, numbers
 
-        keys, frame = read_pairs(answers)
-        wanted, told = read_pairs(truth)
+        (keys, frame), (wanted, told) = (
+            _rows_of(path) if self.target == NODES else read_pairs(path) for path in (answers, truth)
+        )
         if self.target != LINKS or column_named(frame, "prediction"):
             from sklearn.metrics import accuracy_score, f1_score
 
-            label = column_named(told, "label") or need(truth, told, "sign")
-            words = dict(zip([k[:2] for k in wanted], told[label].to_list(), strict=True))
-            strange = [k for k in keys if k[:2] not in words]
-            if strange:
-                raise UserError(f"{answers}: {strange[0]} is not in {truth} ({len(strange)} such)")
+            label = column_named(told, "label")
+            if label is not None:
+                words = told[label].to_list()
+            else:
+                signs = numbers(truth, told[need(truth, told, "sign", "weight")]).to_list()
+                words = ["negative" if sign < 0 else "positive" for sign in signs]
             said = frame[need(answers, frame, "prediction")].to_list()
-            true = [words[k[:2]] for k in keys]
+            true = told_of(answers, truth, [k[:2] for k in keys], [k[:2] for k in wanted], words)
             rarest = min(sorted(set(true)), key=true.count)
             f1 = f1_score(true, said, labels=[rarest], average="macro", zero_division=0)
             return [Score("minority-f1", float(f1)), Score("accuracy", float(accuracy_score(true, said)))]
@@ -411,6 +413,14 @@ class SnapshotPrediction(StreamTask):
         found = np.searchsorted(np.sort(-at), -at, side="right")
         missing = len(met) // (1 if self.directed else 2)
         return [Score("map", float((found / reached).sum() / max(missing, int(hit.sum()))))]
+
+
+def _rows_of(path: Path) -> Any:
+    """A table of answers or truths about nodes, keyed by id: (keys, frame)."""
+    from latticework.data.table import need, read_table
+
+    frame = read_table(path)
+    return [(name,) for name in frame[need(path, frame, "id", "node")].to_list()], frame
 
 
 def runs_of(number: Array) -> Iterator[tuple[int, int]]:

@@ -118,7 +118,14 @@ class StreamTask(Task):
 
     def reveal(self, model: Any, data: Dataset) -> str:
         """New events for a fitted model, which keeps them; `UserError` where they are older than what it has seen."""
-        events = match_schema(data.read(), model.schema)
+        given = data.read()
+        if model.schema.get("weighted", given.weight is not None) != (given.weight is not None):
+            has, lacks = ("were", "have none") if given.weight is None else ("were not", "are")
+            raise UserError(
+                f"the events that the model was fitted on {has} weighted, and these {lacks}"
+                + ("" if given.weight is None else "; leave the column out")
+            )
+        events = match_schema(given, model.schema)
         latest = float(model.schema["latest"])
         if events.t[0] < latest:
             raise UserError(
@@ -187,12 +194,28 @@ def _observe(model: Any, events: Events) -> None:
 
 
 def read_pairs(path: Path) -> Any:
-    """A table of answers or truths, keyed by source, target and time (where there is one): (keys, frame)."""
-    from latticework.data.events import SOURCE, TARGET, TIME
+    """A table of answers or truths, keyed by source, target and time (a number, where there is one): (keys, frame)."""
+    from latticework.data.events import SOURCE, TARGET, TIME, times_of
     from latticework.data.table import column_named, need, read_table
 
     frame = read_table(path)
     names = [need(path, frame, *SOURCE), need(path, frame, *TARGET)]
     time = column_named(frame, *TIME)
-    columns = [frame[n].to_list() for n in names] + ([frame[time].to_list()] if time else [])
+    columns = [frame[n].to_list() for n in names] + ([times_of(path, frame[time], []).tolist()] if time else [])
     return list(zip(*columns, strict=True)), frame
+
+
+def told_of(answers: Path, truth: Path, keys: Sequence[Any], wanted: Sequence[Any], values: Sequence[Any]) -> list[Any]:
+    """What the truth says of each answered key; times count where both files have them. `UserError` for keys that it lacks or contradicts."""
+    if keys and wanted and len(keys[0]) != len(wanted[0]):
+        keys, wanted = [k[:2] for k in keys], [k[:2] for k in wanted]
+    known: dict[Any, Any] = {}
+    for key, value in zip(wanted, values, strict=True):
+        if known.setdefault(key, value) != value:
+            raise UserError(
+                f"{truth} says {known[key]} and {value} of {', '.join(map(str, key))}; give the times, or one line each"
+            )
+    strange = [k for k in keys if k not in known]
+    if strange:
+        raise UserError(f"{answers}: {', '.join(map(str, strange[0]))} is not in {truth} ({len(strange)} such)")
+    return [known[k] for k in keys]

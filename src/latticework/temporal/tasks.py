@@ -18,7 +18,7 @@ from latticework.core.task import Fold, Part
 from latticework.core.value import setting
 from latticework.data.events import Events
 
-from .stream import StreamTask, Walk, batch_ends, read_pairs, schema_at
+from .stream import StreamTask, Walk, batch_ends, read_pairs, schema_at, told_of
 
 Array = NDArray[Any]
 
@@ -58,6 +58,7 @@ class TemporalLinkPrediction(StreamTask):
     """
 
     name: ClassVar[str] = "temporal-link-prediction"
+    typed: ClassVar[str] = "pairs.csv --at TIME"
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("average-precision", "", "higher"),
         Metric("mrr", "", "higher"),
@@ -229,11 +230,7 @@ class TemporalLinkPrediction(StreamTask):
 
         keys, frame = read_pairs(answers)
         wanted, told = read_pairs(truth)
-        label = dict(zip(wanted, numbers(truth, told[need(truth, told, "label")]).to_list(), strict=True))
-        strange = [k for k in keys if k not in label]
-        if strange:
-            raise UserError(f"{answers}: {strange[0]} is not in {truth} ({len(strange)} such)")
-        y = np.array([label[k] for k in keys])
+        y = np.array(told_of(answers, truth, keys, wanted, numbers(truth, told[need(truth, told, "label")]).to_list()))
         if not np.isin(y, (0, 1)).all() or len(np.unique(y)) < 2:
             raise UserError(f"{truth}: column 'label' needs both 1 (it happened) and 0 (it did not) among the answered pairs")
         score = numbers(answers, frame[need(answers, frame, "score", "probability")]).to_numpy()
