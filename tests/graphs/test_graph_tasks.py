@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_geometric.data import Batch, Data
 
+import latticework as lw
 from latticework.common.graph_batches import Packed
 from latticework.core.dataset import open_data
 from latticework.core.errors import UserError
@@ -511,3 +512,20 @@ def test_published_folds_are_taken_whatever_their_number() -> None:
         tested = [g.split(" ")[0] for g in task.fold(data, f"folds-{i}").test.query.ids]
         assert {int(folds[given_set.ids.index(g)]) for g in tested} == {i + 1}
     assert task_of("graph-classification(folds=4)").for_data(data).folds == 4
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "scenario"),
+    [("labels", 3, "few-shot"), ("share", 0.3, "noisy"), ("noise", "add", "noisy"), ("ratio", 0.5, "imbalanced")],
+)
+def test_a_field_of_another_scenario_is_refused(field: str, value: Any, scenario: str) -> None:
+    data = open_data(RINGS)
+    with pytest.raises(UserError, match=f"task.{field} belongs to scenario={scenario}"):
+        GraphClassification.make({field: value}).for_data(data)
+    GraphClassification.make({field: value, "scenario": scenario}).for_data(data)
+
+
+def test_one_train_graph_is_named() -> None:
+    one = [Data(edge_index=torch.tensor([[0, 1], [1, 0]]), num_nodes=2, y=torch.tensor([float(i)])) for i in range(3)]
+    with pytest.raises(UserError, match="gin needs two train graphs, and there is 1"):
+        lw.fit("gin", one, task="graph-regression", fold="folds-0", settings={"task.folds": 2, "task.protocol": "folds"})

@@ -174,6 +174,10 @@ class GraphNetwork(Backbone):
 
 def fit_network(method: GraphNetwork, part: Part, valid: Part | None, run: Run) -> GraphModel:
     """Mini-batch training; the weights of the best epoch on the valid part are kept (the last, without one)."""
+    if len(part.data) < 2:
+        raise UserError(
+            f"{method.name} needs two train graphs, and there is {len(part.data)}: its layers take statistics over graphs"
+        )
     schema = method.settled(part)
     graphs = ready(method, part, schema)
     packed = Packed(graphs, run.device)

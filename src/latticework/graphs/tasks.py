@@ -40,6 +40,9 @@ class Truth(NamedTuple):
     slices: Slices = {}  # noqa: RUF012  (never written)
 
 
+SCENARIO_OF = {"noise": "noisy", "share": "noisy", "ratio": "imbalanced", "labels": "few-shot"}
+
+
 class GraphQuery(Query):
     """Which graphs of the user's set are predicted."""
 
@@ -107,7 +110,13 @@ class GraphTask(Task):
         return self.but(protocol="folds", folds=max(int(given.folds.max()), 2) if self.folds == usual else self.folds)
 
     def check(self, given: GraphSet) -> None:
-        """Errors before any training, where the data are not what the task needs."""
+        """Errors before any training, where the data are not what the task needs, or a field belongs to another scenario."""
+        for field, scenario in SCENARIO_OF.items():
+            known_field = type(self).model_fields.get(field)
+            if known_field is not None and getattr(self, field) != known_field.default and self.scenario != scenario:
+                raise UserError(
+                    f"task.{field} belongs to scenario={scenario}, and this is {self.scenario}; add -s task.scenario={scenario}"
+                )
         known = self.known(given)
         if not known.all() and self.missing == "refuse":
             first = given.ids[int(np.flatnonzero(~known)[0])]
