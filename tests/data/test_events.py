@@ -132,3 +132,22 @@ def test_batteries() -> None:
     rng = np.random.default_rng(0)
     log = Events(tuple("abcd"), rng.integers(4, size=30), rng.integers(4, size=30), np.sort(rng.random(30)))
     check_data(GivenEvents.hold(log))
+
+
+def test_events_made_in_python_are_looked_at() -> None:
+    import torch
+    from torch_geometric.data import TemporalData
+
+    src, dst, t = torch.tensor([0, 10**8, 5]), torch.tensor([5, 5, 0]), torch.tensor([1.0, 2.0, 3.0])
+    held = open_data(TemporalData(src=src, dst=dst, t=t, msg=torch.ones(3))).read()
+    assert set(held.ids) == {"0", "5", "100000000"} and held.x is not None and held.x.shape == (3, 1)
+    for fields, says in (
+        ({"src": torch.tensor([0, -1, 5])}, "names node -1"),
+        ({"t": torch.tensor([1.0, float("nan"), 3.0])}, r"the time of event 1, .* is nan \(1 such\)"),
+        ({"msg": torch.tensor([[1.0], [1.0], [float("inf")]])}, "the x0 of event 2, '5' to '0', is inf"),
+        ({"msg": torch.ones(2, 1)}, "2 rows of msg for 3 events"),
+    ):
+        with pytest.raises(UserError, match=says):
+            open_data(TemporalData(**({"src": src, "dst": dst, "t": t} | fields)))
+    with pytest.raises(UserError, match="the time of event 1, 'b' to 'a', is nan"):
+        GivenEvents.hold(Events(("a", "b"), np.array([0, 1, 0]), np.array([1, 0, 1]), np.array([1.0, np.nan, 3.0])))

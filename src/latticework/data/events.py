@@ -8,7 +8,6 @@ is a sentence in `Events.notes`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -96,6 +95,20 @@ def schema_of(events: Events) -> dict[str, Any]:
 
 
 # -- making --------------------------------------------------------------------------------------------------------------
+def check_numbers(events: Events) -> None:
+    """`UserError` that names the first event whose time, weight or feature is not finite."""
+    columns: list[tuple[str, Any]] = [("time", events.t)]
+    columns += [] if events.weight is None else [("weight", events.weight)]
+    columns += [] if events.x is None else [(name, events.x[:, i]) for i, name in enumerate(events.features)]
+    for name, values in columns:
+        bad = np.flatnonzero(~np.isfinite(values))
+        if len(bad):
+            u, v = events.ids[int(events.src[bad[0]])], events.ids[int(events.dst[bad[0]])]
+            raise UserError(
+                f"the {name} of event {int(bad[0])}, {u!r} to {v!r}, is {values[bad[0]]:g} ({len(bad)} such): not finite"
+            )
+
+
 def in_order(events: Events) -> Events:
     """Sorted by time, stably, and numbered by first appearance; nodes that no event names are dropped. Says what it did."""
     notes = list(events.notes)
@@ -251,14 +264,22 @@ def _remarks(events: Events) -> list[str]:
 def from_pyg(data: Any) -> Events:
     """A PyG ``TemporalData``: src, dst, t; msg becomes features (none where it has no column)."""
     src, dst, t = (np.asarray(getattr(data, name)) for name in ("src", "dst", "t"))
-    if not np.isfinite(t.astype(np.float64)).all():
-        raise UserError("a time in the TemporalData is not finite")
+    if not len(src) == len(dst) == len(t):
+        raise UserError(
+            f"the TemporalData has {len(src)} sources, {len(dst)} targets and {len(t)} times; one each an event is needed"
+        )
     msg = getattr(data, "msg", None)
-    x = None if msg is None or not msg.shape[1] else np.asarray(msg, np.float32)
-    top = int(max(src.max(initial=-1), dst.max(initial=-1))) + 1
-    ids = tuple(str(i) for i in range(top))
+    x = None if msg is None else np.asarray(msg, np.float32)
+    x = None if x is None or not x.size else x.reshape(len(x), -1)
+    if x is not None and len(x) != len(t):
+        raise UserError(f"the TemporalData has {len(x)} rows of msg for {len(t)} events; one row each is needed")
+    known, ends = np.unique(np.concatenate([src, dst]).astype(np.int64), return_inverse=True)
+    if len(known) and known[0] < 0:
+        raise UserError(f"the TemporalData names node {known[0]}; nodes are numbered from 0")
     features = () if x is None else tuple(f"x{i}" for i in range(x.shape[1]))
-    given = Events(ids, src.astype(np.int64), dst.astype(np.int64), t.astype(np.float64), None, x, features)
+    ids = tuple(str(i) for i in known.tolist())
+    given = Events(ids, ends[: len(src)], ends[len(src) :], t.astype(np.float64), None, x, features)
+    check_numbers(given)
     events = in_order(given)
     return replace(events, notes=(*events.notes, *_remarks(events)))
 
@@ -402,8 +423,7 @@ class GivenEvents(Given, EventSet):
 
     @classmethod
     def hold(cls, events: Events) -> GivenEvents:
-        if len(events) and not (math.isfinite(float(events.t[0])) and math.isfinite(float(events.t[-1]))):
-            raise UserError("a time is not finite")
+        check_numbers(events)
         events = in_order(events)
         digest = content_digest(events)
         cls._held[digest] = events
