@@ -129,8 +129,8 @@ def fit(
     _expect(chosen, given)
     chosen = (chosen.with_settings(of_task) if of_task else chosen).for_data(given)
     if tune:
-        keep = [*of_method, *(registry.settings_of(method) if isinstance(method, str) else ())]
-        value = tuned(suited(chosen, value), tune, keep)
+        written = registry.settings_of(method) if isinstance(method, str) else {}
+        value = tuned(suited(chosen, value), tune, registry.set_by_hand(written | of_method))
     options = Options(pick_device(device), precision, threads, time, debug, dict(nets or {}))
     model, run = fit_model(
         value, given, chosen, fold=fold, seed=seed, ledger=Ledger(runs), options=options, on_log=on_log

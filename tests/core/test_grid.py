@@ -20,7 +20,7 @@ from latticework.core.grid import entry_of as method_of
 from latticework.core.ledger import Ledger
 from latticework.core.run import Run
 from latticework.core.task import Part
-from latticework.core.tuning import Tuned
+from latticework.core.tuning import Tuned, search_space
 from latticework.nodes.baselines import Majority
 
 DRIVER = Path(__file__).parent / "kill_driver.py"
@@ -120,6 +120,22 @@ def test_every_method_is_tuned_with_the_same_budget() -> None:
     assert {m.trials for m in mine} == {7} and len(mine) == 3  # mlp, gcn, and the classic baseline
     assert not isinstance(methods["majority"], Tuned)
     assert "layers" not in tuned(method_of("gcn(layers=3)"), 7, ["layers"]).space()  # type: ignore[attr-defined]
+
+
+def test_what_is_set_by_hand_within_brackets_is_not_tuned() -> None:
+    """A wrapper's backbone keeps what the backbone alone would keep, however it was written; the rest of both stays open."""
+    plain, bare = "gcn(layers=3; hidden=8)", method_of("gcn")
+    texts = ["lagnn", f"lagnn(backbone={plain})", "lagnn(backbone=gcn)", f"lagnn(copies=2; backbone={plain})", plain]
+    grid = Grid.make({"data": ["karate"], "tasks": ["node-classification"], "entries": texts, "tune": 3, "baselines": False})
+    spaces = [set(method.space()) for _, method, _ in grid.cases()[0].entries if isinstance(method, Tuned)]
+    free, held, named, both, alone = spaces
+    inside = {name.partition(".")[2] for name in free if "." in name}
+    assert inside == set(search_space(bare)) and named == free
+    assert held == free - {"backbone.layers", "backbone.hidden"} and both == held - {"copies"}
+    assert {name.partition(".")[2] for name in held if "." in name} == alone
+    assert registry.set_by_hand({"a": "b(c=d(e=1; f=2,3); g=x)", "h": {"is": "i", "k": 1}, "l": 0.1, "m.n": 2}) == [
+        "a", "a.c", "a.c.e", "a.c.f", "a.g", "h", "h.is", "h.k", "l", "m.n",
+    ]  # fmt: skip
 
 
 def test_tuning_is_nested_and_its_first_trial_is_the_method_as_given(tmp_path: Path) -> None:

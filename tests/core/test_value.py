@@ -157,7 +157,7 @@ def test_what_was_set_by_hand_inside_is_not_tuned() -> None:
     from latticework.core.grid import Grid
 
     text = "contrast(backbone=k-path(k=2; width=8))"
-    assert set(registry.settings_of(text)) == {"backbone", "backbone.k", "backbone.width"}
+    assert set(registry.set_by_hand(registry.settings_of(text))) == {"backbone", "backbone.k", "backbone.width"}
     grid = Grid.make({"data": ["rings-and-cliques"], "entries": [text, "k-path(k=2; width=8)"], "tune": 3, "baselines": False})
     (_, wrapped, _), (_, plain, _) = grid.cases()[0].entries
     assert isinstance(wrapped, Tuned) and isinstance(plain, Tuned)

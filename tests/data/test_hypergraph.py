@@ -158,6 +158,14 @@ def test_neighbourhoods_of_a_graph() -> None:
     assert found.ids == graph.ids and np.array_equal(found.y, graph.y) and "2 nodes are in no hyperedge" in found.notes[-1]
 
 
+def test_neighbourhoods_of_a_rewritten_file_are_made_anew(tmp_path: Path) -> None:
+    ids = []
+    for edges in ("a,b\n", "a,b\nb,c\n"):
+        (tmp_path / "edges.csv").write_text("source,target\n" + edges)
+        ids.append(open_data(f"neighbourhoods(of=graph-files(path={tmp_path}))").read().ids)
+    assert ids == [("a", "b"), ("a", "b", "c")]
+
+
 @pytest.mark.parametrize(
     "name",
     ["digits-hyperedges(images=60)", "random-hypergraph(nodes=60; largest=5)", "neighbourhoods(of=karate)"],

@@ -21,6 +21,7 @@ from latticework.core.dataset import open_data
 from latticework.core.errors import UserError
 from latticework.core.grid import entry_of, task_of
 from latticework.core.run import Run
+from latticework.core.tuning import search_space
 from latticework.data.graphs import GivenGraphSet, GraphSet
 from latticework.graphs.counted import Counted, counts_of
 from latticework.graphs.motifs import Motifs
@@ -271,7 +272,7 @@ def test_every_value_is_registered() -> None:
         assert registry.knows(noun, name)
     for preset in ("counting", "social", "small"):
         assert entry_of(f"k-path:{preset}").name == "k-path"
-    space = entry_of("contrast").search_space()
+    space = search_space(entry_of("contrast"))
     assert "strength" in space and "backbone.width" in space
 
 
@@ -316,4 +317,4 @@ def test_contrast_explains_where_there_are_no_edges_and_refuses_what_reads_none(
     assert not board.cases[0].rows[0].failures
     for backbone in ("spen", "ign"):
         reason = entry_of(f"contrast(backbone={backbone})").refuses(task_of("graph-classification"), {})
-        assert reason is not None and "reads what was prepared" in reason
+        assert reason is not None and "would change nothing" in reason

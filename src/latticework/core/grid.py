@@ -128,7 +128,7 @@ class Grid(Value):
         """What an entry means here: with those of the settings that it has, its read-out, and tuning of all that was left open."""
         method = entry_of(text)
         mine = {k: v for k, v in settings.items() if k.split(".")[0] in type(method).model_fields}
-        keep = sorted({*registry.settings_of(text), *mine})
+        keep = sorted(registry.set_by_hand(registry.settings_of(text) | mine))
         return self._tuned(suited(task, method.with_settings(mine) if mine else method), self.tune, keep, task, data)
 
     def cells(self) -> list[Cell]:

@@ -183,13 +183,18 @@ def value_of(noun: str, text: str) -> Value:
 
 
 def settings_of(text: str) -> dict[str, Any]:
-    """The settings that a text in brackets names, at every depth (``hei(backbone=gcn(hidden=8))``: backbone, backbone.hidden)."""
+    """The settings that a text in brackets names (``dagnn(hops=50)``: hops), none where it has no brackets."""
     _, bracket, rest = text.partition("(")
-    found = _settings(text, rest.rstrip()[:-1]) if bracket else {}
-    inner = {
-        f"{key}.{name}": v for key, given in found.items() if isinstance(given, str) for name, v in settings_of(given).items()
-    }
-    return {**found, **inner}
+    return _settings(text, rest.rstrip()[:-1]) if bracket else {}
+
+
+def set_by_hand(settings: Mapping[str, Any]) -> list[str]:
+    """The dotted fields that settings name, those within brackets too: ``backbone=gin(width=8)`` names backbone, backbone.width."""
+    found = []
+    for key, given in settings.items():
+        inner = settings_of(given) if isinstance(given, str) and given.rstrip().endswith(")") else given
+        found += [key, *(f"{key}.{name}" for name in set_by_hand(inner))] if isinstance(inner, Mapping) else [key]
+    return found
 
 
 def _settings(text: str, body: str) -> dict[str, Any]:

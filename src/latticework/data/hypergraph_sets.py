@@ -124,11 +124,11 @@ class Neighbourhoods(HypergraphSet):
         return digest_of([self.name, self.of.digest(), self.revision])
 
     def read(self) -> Hypergraph:
-        return _neighbourhoods(self.of)
+        return _neighbourhoods(self.of, self.of.digest())
 
 
 @lru_cache(maxsize=4)
-def _neighbourhoods(of: Dataset) -> Hypergraph:
+def _neighbourhoods(of: Dataset, digest: str) -> Hypergraph:
     graph: Graph = of.read()
     if graph.multi_label:
         raise UserError(f"{of.name} has several labels a node; hypergraphs take one")

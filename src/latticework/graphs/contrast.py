@@ -45,7 +45,7 @@ class EdgeScorer(nn.Module):
 
     def __init__(self, features: int, width: int = 64) -> None:
         super().__init__()
-        self.states = features
+        self.features = features
         self.mlp = nn.Sequential(nn.Linear(2 * features, width), nn.ReLU(), nn.Linear(width, 1))
 
     def forward(self, h: Tensor, pairs: Tensor) -> Tensor:
@@ -125,6 +125,7 @@ class ContrastNet(GraphNet):
         self.projector = nn.Sequential(nn.Linear(vectors, width), nn.ReLU(), nn.Linear(width, width))
         self.scorer = None if states is None else EdgeScorer(states)
         self.seen: Tensor | None = None  # node states of the last train batch
+        self.learned = False  # whether the scorer ever had a gradient
         self.dropped: list[tuple[float, float]] = []  # (edges dropped, edges) of each view
 
     def encode(self, batch: Batch) -> Tensor:
@@ -132,8 +133,13 @@ class ContrastNet(GraphNet):
             return self.net.encode(batch)
         with captured(self.net, int(batch.num_nodes)) as found:
             z = self.net.encode(batch)
-        self.seen = found[-1] if found else None
+        self.seen = self.states(found)
         return z
+
+    def states(self, found: Sequence[Tensor]) -> Tensor | None:
+        """What the scorer reads of the outputs that `captured` found: the last as wide as it (graphs' vectors may have as many rows)."""
+        assert self.scorer is not None
+        return next((h for h in reversed(found) if h.shape[1] == self.scorer.features), None)
 
     def head(self, z: Tensor) -> Tensor:
         return self.net.head(z)
@@ -207,11 +213,10 @@ class ContrastModel(GraphModel):
         with torch.no_grad(), captured(net.net, int(batch.num_nodes)) as found:
             net.net.encode(batch)
             pairs, _ = pairs_of(batch.edge_index, int(batch.num_nodes))
-            if not pairs.shape[1]:
+            states = net.states(found)
+            if states is None or not pairs.shape[1]:
                 return Findings()
-            # graphs of one node have a row a graph, too: the read-out's, which no scorer was made for
-            states = [h for h in found if h.shape[1] == net.scorer.states]
-            a = net.scorer(states[-1], pairs)
+            a = net.scorer(states, pairs)
         rows = []
         for e in torch.argsort(a).tolist():
             u, v = pairs[:, e].tolist()
@@ -251,16 +256,14 @@ class ContrastMethod(Backbone):
             raise ValueError(f"shares lie in [0, 1), are {p[0]} and {p[1]}")
         return p
 
-    @classmethod
-    def search_space(cls) -> dict[str, Any]:
-        """Its own field and those of every network of whole graphs."""
-        return super().search_space() | {f"backbone.{k}": v for k, v in GraphNetwork.search_space().items()}
-
     def refuses(self, task: Task, facts: Mapping[str, Any]) -> str | None:
         if not isinstance(self.backbone, GraphNetwork) or not self.backbone.encode_head:
             return f"its backbone {self.backbone.name} has no socket encode/head for whole graphs; use gin or k-path"
-        if self.backbone.computes_equals_once:
-            return f"its backbone {self.backbone.name} reads what was prepared of each graph, so views without edges would not differ"
+        if self.drop != "none" and not self.backbone.reads_edges:
+            return (
+                f"its backbone {self.backbone.name} reads what was made of the edges beforehand, so that views without some of them "
+                f"would change nothing; use {self.backbone.name} as it is, or gin or k-path as the backbone"
+            )
         return self.backbone.refuses(task, facts)
 
     # -- what the shared fit asks of a method: the backbone's --------------------------------------------------------------
@@ -350,6 +353,7 @@ class ContrastMethod(Backbone):
         if self.drop == "adaptive" and pairs.shape[1]:
             assert net.scorer is not None and net.seen is not None
             a = net.scorer(net.seen, pairs)
+            a.register_hook(lambda slope: setattr(net, "learned", net.learned or bool(slope.any())))
         vectors = []
         with without_statistics(net):
             for share in self.p:
@@ -396,6 +400,12 @@ class ContrastMethod(Backbone):
         if net.dropped:
             gone, edges = (sum(column) for column in zip(*net.dropped, strict=True))
             run.notes.append(f"views dropped {gone / max(edges, 1):.1%} of the edges ({self.drop})")
-        if net.scorer is not None and self.strength and all(p.grad is None for p in net.scorer.parameters()):
-            run.notes.append(f"the scorer of edges learned nothing: no layer of {self.backbone.name} weighs its messages by edge")
+        if net.scorer is not None and self.strength and not net.learned:
+            if not any(self.p) or not self.p_max:
+                why = "the chances that an edge is dropped are 0"
+            elif not net.dropped:
+                why = "the train graphs have no edges"
+            else:
+                why = f"no layer of {self.backbone.name} weighs its messages by edge"
+            run.notes.append(f"the scorer of edges learned nothing: {why}")
         return model

@@ -101,11 +101,11 @@ class SuperpixelGrid(GraphSetData):
         return digest_of([self.name, self.revision, self.of.digest(), self.cells, self.most])
 
     def read(self) -> GraphSet:
-        return _grids(self)
+        return _grids(self, self.digest())
 
 
 @lru_cache(maxsize=2)
-def _grids(of: SuperpixelGrid) -> GraphSet:
+def _grids(of: SuperpixelGrid, digest: str) -> GraphSet:
     images = of.of.read()
     height, width, channels = images.size
     if of.cells > min(height, width):

@@ -115,6 +115,7 @@ class GraphNetwork(Backbone):
     model: ClassVar[type[GraphModel]] = GraphModel
     encode_head: ClassVar[bool] = True  # `module` has the socket of `GraphNet`
     degrees: ClassVar[Callable[[Data], Any]] = staticmethod(lambda graph: degree_of(graph))  # what features=degree counts
+    reads_edges: ClassVar[bool] = True  # its net reads a batch's `edge_index`, not only what `prepare` made of it
     computes_equals_once: ClassVar[bool] = False  # compares (parts of) graphs by the features they have when they are prepared
 
     width: int = setting(64, "width of the hidden layers", ge=1, le=4096, search=[32, 64, 128])

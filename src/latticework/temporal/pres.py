@@ -37,7 +37,7 @@ from latticework.core.value import setting
 from latticework.data.events import Events
 
 from .memory import EventBatch, Moved, advance, load_flat, missing
-from .memory_baselines import Clock, MemoryMethod, MemoryModel, Targets, Whole, fit_memory
+from .memory_baselines import Clock, MemoryModel, Targets, Whole, fit_memory
 
 Array = NDArray[Any]
 BATCHES = (50, 100, 200, 400, 800, 1600)
@@ -316,11 +316,6 @@ class PRESMethod(Method):
         if not set(task.names()) & set(self.base.tasks):
             return f"its base {self.base.name} is made for {', '.join(self.base.tasks)}"
         return self.base.refuses(task, facts)
-
-    @classmethod
-    def search_space(cls) -> dict[str, Any]:
-        """Its own fields and those of every memory model."""
-        return super().search_space() | {f"base.{k}": v for k, v in MemoryMethod.search_space().items()}
 
     # -- what a memory model asks of its method ------------------------------------------------------------------------
     def answer(self, net: Any, query: Any) -> Tensor:

@@ -88,6 +88,7 @@ class SPENMethod(GraphNetwork):
 
     name: ClassVar[str] = "spen"
     model: ClassVar[type[GraphModel]] = SPENModel
+    reads_edges: ClassVar[bool] = False  # egos are found beforehand
     computes_equals_once: ClassVar[bool] = True
 
     width: int = setting(

@@ -213,11 +213,6 @@ class LAGNNMethod(Method):
     gain: bool = setting(True, "fit the backbone alone, too, so that explain shows the gain over node degree")
     draws: int = setting(0, "fresh sample sets averaged at predict; 0: the stored one", ge=0, le=10_000, late=True)
 
-    @classmethod
-    def search_space(cls) -> dict[str, Any]:
-        """Its own fields and those of every backbone."""
-        return super().search_space() | {f"backbone.{k}": v for k, v in NodeNetwork.search_space().items()}
-
     def refuses(self, task: Task, facts: Mapping[str, Any]) -> str | None:
         backbone = self.backbone
         if facts["multi-label"]:

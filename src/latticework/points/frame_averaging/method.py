@@ -350,10 +350,6 @@ class FrameAveragingMethod(Backbone):
             return 1 if self.group == "Sn" else None
         return None if self.train_samples == "all" else int(self.train_samples)
 
-    @classmethod
-    def search_space(cls) -> dict[str, Any]:
-        return {"backbone.lr": (1e-4, 1e-2, "log")}
-
     def refuses(self, task: Task, facts: Mapping[str, Any]) -> str | None:
         names, known = set(task.names()), self.backbone.name
         graphs = bool(names & set(GRAPH_TASKS))
