@@ -175,10 +175,6 @@ class GraphNetwork(Backbone):
 
 def fit_network(method: GraphNetwork, part: Part, valid: Part | None, run: Run) -> GraphModel:
     """Mini-batch training; the weights of the best epoch on the valid part are kept (the last, without one)."""
-    if len(part.data) < 2:
-        raise UserError(
-            f"{method.name} needs two train graphs, and there is {len(part.data)}: its layers take statistics over graphs"
-        )
     schema = method.settled(part)
     graphs = ready(method, part, schema)
     packed = Packed(graphs, run.device)
@@ -211,9 +207,16 @@ def fit_network(method: GraphNetwork, part: Part, valid: Part | None, run: Run) 
         held = Packed(ready(method, valid, schema), run.device)
         watch = watching(method, net, held, valid, targets_of(valid, centre, scale), (centre, scale), run)
     patience = Patience(epochs=method.patience)
-    epoch = train(
-        net, step, run, epochs=method.epochs, optimiser=optimiser, schedule=method.schedule(), watch=watch, patience=patience
-    )
+    try:
+        epoch = train(
+            net, step, run, epochs=method.epochs, optimiser=optimiser, schedule=method.schedule(), watch=watch, patience=patience
+        )
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):  # torch's words for a batch of one
+            raise
+        raise UserError(
+            f"{method.name}: batch normalisation needs two train graphs at least, and there is {len(graphs)}; give more graphs"
+        ) from None
     if valid is not None:
         run.notes.append(f"weights of epoch {epoch + 1}, chosen on validation {method.stop}")
     if numbers:

@@ -58,7 +58,8 @@ class GraphTask(Task):
     folds, then other draws; a stratified slice of the rest, as large as a fold, validates. ``given`` are the published folds as they are: graphs in
     none are always trained on, repeats are folds, then seeds. ``random`` is a stratified draw (numbers: by quantile) a repeat.
     ``order`` cuts by the order of the file: the first sixth validates, the second tests, the rest trains (EXP and CEXP: 200, 200, 800).
-    ``auto`` takes folds where the data bring some, else random. Where several numbers are asked, the first makes the strata.
+    ``auto`` takes folds where the data bring some, as many as those (unless they bring one alone, a test split: ``given`` tests on
+    it, or `folds` says otherwise), else random. Where several numbers are asked, the first makes the strata.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("graph-set",)
@@ -106,8 +107,8 @@ class GraphTask(Task):
             return self
         if given.folds is None:
             return self.but(protocol="random")
-        usual = type(self).model_fields["folds"].default
-        return self.but(protocol="folds", folds=max(int(given.folds.max()), 2) if self.folds == usual else self.folds)
+        usual, published = type(self).model_fields["folds"].default, int(given.folds[self.known(given)].max(initial=0))
+        return self.but(protocol="folds", folds=published if self.folds == usual and published > 1 else self.folds)
 
     def check(self, given: GraphSet) -> None:
         """Errors before any training, where the data are not what the task needs, or a field belongs to another scenario."""
