@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+from timing import medians, taken
 
 from latticework.layers.propagation import threads
 from latticework.layers.walks import random_walks
@@ -51,15 +52,6 @@ def uniform(nnz: int, seed: int = 0) -> sp.csr_array:
     return undirected(np.random.default_rng(seed).integers(0, n, (2, nnz // 2)), n)
 
 
-def median(call: Any, rounds: int) -> float:
-    taken = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - start)
-    return float(np.median(taken))
-
-
 def deepwalk(A: sp.csr_array, dim: int = DIM, share: float = 1.0) -> float:
     """Seconds of walks and one epoch of skip-gram on a ``share`` of them, scaled up to all; gensim, negative sampling."""
     from gensim.models import Word2Vec
@@ -81,8 +73,7 @@ def against_deepwalk(share: float = 1.0) -> list[dict[str, Any]]:
     name = f"embed BlogCatalog, dim {DIM}"
     if A is None:
         return [{"name": name, "note": "blogcatalog is not in LATTICEWORK_DATA"}]
-    fastrp(A, DIM)
-    ours = median(lambda: fastrp(A, DIM), 5)
+    ours = taken(lambda: fastrp(A, DIM), 5)
     rows: list[dict[str, Any]] = []
     peer = "gensim Word2Vec, one epoch of DeepWalk"
     if importlib.util.find_spec("gensim") is None:
@@ -99,7 +90,7 @@ def against_deepwalk(share: float = 1.0) -> list[dict[str, Any]]:
 
         # its three iterations stand beside our four orders
         matrix = sp.csr_matrix(A)
-        seconds = median(lambda: RandomProjection(n_components=DIM, n_iter=3).fit(matrix), 3)
+        seconds = taken(lambda: RandomProjection(n_components=DIM, n_iter=3).fit(matrix), 3)
         rows.append({"name": name, "ours_s": ours, "peer": peer, "peer_s": seconds, "ratio": seconds / ours})
     return rows
 
@@ -107,17 +98,11 @@ def against_deepwalk(share: float = 1.0) -> list[dict[str, Any]]:
 def growth(rounds: int = 5) -> list[dict[str, Any]]:
     """Seconds by non-zeros and the exponent by which they grow (log-log slope)."""
     graphs = [uniform(nnz) for nnz in GROWTH]
-    taken: list[list[float]] = [[] for _ in graphs]
-    for i in range(rounds + 1):  # the first round warms up
-        for A, seconds in zip(graphs, taken, strict=True):
-            value = median(lambda A=A: fastrp(A, DIM), 1)
-            if i:
-                seconds.append(value)
-    medians = [float(np.median(seconds)) for seconds in taken]
+    seconds = list(medians({str(A.nnz): lambda A=A: fastrp(A, DIM) for A in graphs}, rounds).values())  # type: ignore[misc]
     rows: list[dict[str, Any]] = [
-        {"name": f"embed {A.nnz} non-zeros, dim {DIM}", "nnz": A.nnz, "ours_s": s} for A, s in zip(graphs, medians, strict=True)
+        {"name": f"embed {A.nnz} non-zeros, dim {DIM}", "nnz": A.nnz, "ours_s": s} for A, s in zip(graphs, seconds, strict=True)
     ]
-    slope = float(np.polyfit(np.log([A.nnz for A in graphs]), np.log(medians), 1)[0])
+    slope = float(np.polyfit(np.log([A.nnz for A in graphs]), np.log(seconds), 1)[0])
     return [*rows, {"name": "growth in non-zeros", "exponent": slope, "from": GROWTH[0], "to": GROWTH[-1]}]
 
 

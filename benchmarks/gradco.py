@@ -13,9 +13,8 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 import venv
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import networkx as nx
 import numpy as np
 import scipy.sparse as sp
 import torch
+from timing import taken
 
 from latticework.core.dataset import open_data
 from latticework.core.errors import UserError
@@ -75,15 +75,6 @@ def everything(A: sp.csr_array, orbits: Any = ORBITS) -> dict[Any, list[int]]:
     return totals
 
 
-def seconds(call: Callable[[], Any], rounds: int = 1) -> float:
-    taken = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - start)
-    return float(np.median(taken))
-
-
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
@@ -98,8 +89,8 @@ def against_enumeration() -> list[dict[str, Any]]:
     A = preferential(SMALL)
     orbits_by_definition(A[:10][:, :10])
     expected, counts = {}, OrbitCounts(A)
-    peer = seconds(lambda: expected.update(orbits_by_definition(A)))
-    ours = seconds(lambda: everything(A), 9)
+    peer = taken(lambda: expected.update(orbits_by_definition(A)), 1, warm=False)
+    ours = taken(lambda: everything(A), 9)
     equal = all(np.array_equal(m.toarray(), expected[o]) for o, m in counts.matrices().items())
     name = f"all 28 against enumeration, {SMALL} nodes"
     return [{"name": name, "ours_s": ours, "peer": "numba enumeration", "peer_s": peer, "ratio": peer / ours, "equal": equal}]
@@ -137,12 +128,12 @@ def against_peers() -> list[dict[str, Any]]:
         if python is None:
             return [{"name": name, "note": reason} for name in names]
         A, totals = preferential(PEERS), everything(preferential(PEERS))
-        ours = seconds(lambda: everything(A))
+        ours = taken(lambda: everything(A), 1, warm=False)
         rows = [_row(names[0], ours, "gradco 0.1.8", python, GRADCO, A, folder)]
         if "found" in rows[0]:
             rows[0]["equal totals"] = {(h, a, b): [k, total] for h, a, b, k, total in rows[0].pop("found")} == totals
         A = preferential(1_000)
-        ours = seconds(lambda: OrbitCounts(A).node_orbits(), 3)
+        ours = taken(lambda: OrbitCounts(A).node_orbits(), 3)
         rows.append(_row(names[1], ours, "orca-graphlets", python, ORCA, A, folder))
         if "found" in rows[1]:
             rows[1]["equal"] = np.array_equal(rows[1].pop("found"), OrbitCounts(A).node_orbits())
@@ -175,7 +166,7 @@ def large() -> list[dict[str, Any]]:
         totals: dict[Any, list[int]] = {}
         reset_peak()
         with contextlib.nullcontext() if orbits is ORBITS else one_thread():
-            ours = seconds(lambda A=A, o=orbits, totals=totals: totals.update(everything(A, o)))
+            ours = taken(lambda A=A, o=orbits, totals=totals: totals.update(everything(A, o)), 1, warm=False)
             used = threads()
         entries = sum(k for k, _ in totals.values())
         row = {
@@ -196,9 +187,8 @@ def growth() -> list[dict[str, Any]]:
     for n in GROWTH:
         A = preferential(n)
         for name, orbits in (("growth of all 28", ORBITS), ("growth without 3:4-4", [o for o in ORBITS if o != FAR])):
-            rows.append(
-                {"name": name, "nodes": n, "edges": A.nnz // 2, "ours_s": seconds(lambda A=A, o=orbits: everything(A, o))}
-            )
+            ours = taken(lambda A=A, o=orbits: everything(A, o), 1, warm=False)  # type: ignore[misc]
+            rows.append({"name": name, "nodes": n, "edges": A.nnz // 2, "ours_s": ours})
     return rows
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import networkx as nx
 import numpy as np
 import torch
+from timing import taken
 from torch_geometric.data import Batch, Data
 
 from latticework.common.graph_batches import Packed
@@ -19,15 +18,6 @@ from latticework.graphs import wl_kernel
 from latticework.graphs.network import loss_of
 
 ITERATIONS = 4
-
-
-def seconds(work: Callable[[], Any], rounds: int = 3) -> float:
-    taken = []
-    for _ in range(rounds):
-        before = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - before)
-    return float(np.median(taken))
 
 
 def as_networkx(graph: Data) -> nx.Graph:
@@ -49,19 +39,19 @@ def wl_rows(graphs: list[Data]) -> list[dict[str, Any]]:
         said = (nx.weisfeiler_lehman_subgraph_hashes(g, node_attr="tag", iterations=ITERATIONS) for g in held)
         return [Counter(c for colours in each.values() for c in colours) for each in said]
 
-    a, b = seconds(lambda: ours(few)), seconds(peer, 1)
+    a, b = taken(lambda: ours(few)), taken(peer, 1)
     rows = [
         {
             "name": f"WL counts, {ITERATIONS} iterations, 200 graphs of PROTEINS", "ours_s": a, "peer": "networkx, a graph at a time",
             "peer_s": b, "ratio": b / a,
         }
     ]  # fmt: skip
-    sizes, taken = [250, 500, len(graphs)], []
+    sizes, seconds = [250, 500, len(graphs)], []
     for size in sizes:
-        taken.append(seconds(lambda size=size: ours(graphs[:size])))  # type: ignore[misc]
+        seconds.append(taken(lambda size=size: ours(graphs[:size])))  # type: ignore[misc]
     nodes = [sum(int(g.num_nodes or 0) for g in graphs[:size]) for size in sizes]
-    exponent = float(np.polyfit(np.log(nodes), np.log(taken), 1)[0])
-    rows.append({"name": f"WL counts, {nodes[-1]} nodes", "ours_s": taken[-1], "exponent in nodes": exponent})
+    exponent = float(np.polyfit(np.log(nodes), np.log(seconds), 1)[0])
+    rows.append({"name": f"WL counts, {nodes[-1]} nodes", "ours_s": seconds[-1], "exponent in nodes": exponent})
     return rows
 
 
@@ -72,8 +62,8 @@ def gin_rows(part: Any) -> list[dict[str, Any]]:
     packed = Packed(graphs)
     torch.manual_seed(0)
     cuts = packed.batches(method.batch, torch.Generator().manual_seed(0))
-    gathered = seconds(lambda: [packed.batch(rows) for rows in cuts])
-    collated = seconds(lambda: [Batch.from_data_list([graphs[int(r)] for r in rows]) for rows in cuts])
+    gathered = taken(lambda: [packed.batch(rows) for rows in cuts])
+    collated = taken(lambda: [Batch.from_data_list([graphs[int(r)] for r in rows]) for rows in cuts])
     net = method.module(schema["inputs"], len(schema["classes"]), schema)
     optimiser = method.optimiser(net)
     target = torch.from_numpy(part.truth.y)
@@ -85,7 +75,7 @@ def gin_rows(part: Any) -> list[dict[str, Any]]:
             loss_of(net(batch), target[rows]).backward()
             optimiser.step()
 
-    trained = seconds(epoch, 2)
+    trained = taken(epoch, 2)
     return [
         {
             "name": f"batches of {method.batch} graphs, an epoch of PROTEINS", "ours_s": gathered, "peer": "PyG's from_data_list",

@@ -29,9 +29,10 @@ def medians(rivals: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) ->
     return {name: float(np.median(values)) for name, values in timed(rivals, rounds).items()}
 
 
-def taken(work: Callable[[], object], times: int = 3) -> float:
-    """Median seconds of a few calls of one, after one to warm up."""
-    work()
+def taken(work: Callable[[], object], times: int = 3, warm: bool = True) -> float:
+    """Median seconds of a few calls of one, after one to warm up (unless a call is too long for that)."""
+    if warm:
+        work()
     found = []
     for _ in range(times):
         before = time.perf_counter()

@@ -8,13 +8,12 @@ Graphs drawn for the growth keep ten pairs a node, with attachment by degree, so
 from __future__ import annotations
 
 import json
-import time
 import tracemalloc
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
+from timing import taken
 
 from latticework.core.errors import UserError
 from latticework.data.graph import undirected_pairs
@@ -49,15 +48,6 @@ def grown(n: int, each: int = 10) -> Any:
     return pattern(np.stack([new, old]), n)
 
 
-def seconds(call: Callable[[], Any], rounds: int = 3) -> float:
-    taken = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - start)
-    return float(np.median(taken))
-
-
 def atc(A: Any, dim: int = DIM, hops: int = HOPS) -> np.ndarray:
     return approximate(A, atc_embedding(A, dim, hops)).values
 
@@ -68,9 +58,8 @@ def on_squirrel() -> list[dict[str, Any]]:
     if A is None:
         return [{"name": name, "note": "geom-gcn is not in LATTICEWORK_DATA"}]
     exact = topological_concentration(A, hops=HOPS)
-    atc(A)
-    peer = seconds(lambda: topological_concentration(A, hops=HOPS))
-    ours = seconds(lambda: atc(A), 7)
+    peer = taken(lambda: topological_concentration(A, hops=HOPS))
+    ours = taken(lambda: atc(A), 7)
     tracemalloc.start()
     atc(A)
     peak = tracemalloc.get_traced_memory()[1]
@@ -82,7 +71,7 @@ def on_squirrel() -> list[dict[str, Any]]:
         found = atc(A, dim)
         rows.append(
             {
-                "name": f"error at dim {dim}, squirrel", "dim": dim, "ours_s": seconds(lambda dim=dim: atc(A, dim)),
+                "name": f"error at dim {dim}, squirrel", "dim": dim, "ours_s": taken(lambda dim=dim: atc(A, dim)),
                 "error": float(np.abs(found - limit).mean()), "of": float(limit[ok].mean()),
                 "rank with the limit": float(spearmanr(found[ok], limit[ok])[0]),
                 "rank with exact TC": float(spearmanr(found[ok], exact.values[ok])[0]),
@@ -96,8 +85,7 @@ def growth() -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for n in GROWTH:
         A = grown(n)
-        atc(A)
-        ours, peer = seconds(lambda A=A: atc(A)), seconds(lambda A=A: topological_concentration(A, hops=HOPS), 1)
+        ours, peer = taken(lambda A=A: atc(A)), taken(lambda A=A: topological_concentration(A, hops=HOPS), 1)
         rows.append(
             {
                 "name": f"growth, {n} nodes", "pairs": A.nnz // 2, "ours_s": ours, "peer": "exact TC", "peer_s": peer,

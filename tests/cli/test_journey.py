@@ -85,7 +85,7 @@ def test_a_method_of_another_kind_names_its_like(tmp_path: Path, command: Comman
         assert status == 2 and "node-classification is for graph, and this is graph-set" in err
 
 
-def test_a_list_of_graphs_is_one_data_set(tmp_path: Path) -> None:
+def test_a_list_of_graphs_is_one_data_set() -> None:
     import torch
     from torch_geometric.data import Data
 

@@ -243,6 +243,7 @@ def test_averaging_by_size() -> None:
     alone = Alone(torch.zeros(1))
     alone.receive(updates)
     assert float(alone.model_for("a")) == 1 and float(alone.model_for("b")) == 4
+    assert float(alone.model_for("newcomer")) == 0  # alone, it has nothing of the others
     plain.receive({"a": updates["a"]})
     assert float(plain.model_for("b")) == 1  # one model for all, also for who missed the round
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,33 @@ def test_reliabilities_lie_in_the_unit_interval_and_repeat() -> None:
     assert not torch.equal(rho, method.reliabilities(teacher, everyone, target, mean, other))
     with pytest.raises(UserError, match="noise"):
         LightHGNNPlus.make({"noise": 0})
+
+
+@pytest.mark.parametrize("bags", [False, True])
+def test_reliabilities_by_definition(bags: bool) -> None:
+    """What the teacher reads is disturbed: bags of words divided by their sums once, and not again where they no longer look so."""
+    source = open_data(DATA).read()
+    data = open_data(replace(source, x=(source.x > 0.5).astype(np.float32), _cache={}) if bags else source)
+    parts = TASK.fold(data, "draw-0")
+    run = Run(task=TASK, digest=data.digest(), fold="draw-0")
+    teacher = fitted(HGNNMethod(epochs=30, row_normalise=True), parts.train, parts.valid, run)
+    everyone = Part(parts.train.data, Nodes(np.arange(200), parts.train.query.ids), None, parts.train.schema)
+    method, mean = LightHGNNPlus(noise=0.7), mean_of(everyone, "test")
+    rho = method.reliabilities(teacher, everyone, method._target(teacher, everyone), mean, run)
+
+    x = everyone.data.x
+    read = x / x.sum(1, keepdim=True).clamp(min=1e-12) if bags else x
+    noise = 1 + torch.randn(x.shape, generator=run.generator("perturbation"))
+
+    def entropies(x: torch.Tensor) -> torch.Tensor:
+        seen = everyone.data.clone()
+        seen.x = x
+        inputs = HGNNMethod(row_normalise=False).inputs(everyone._replace(data=seen), "cpu")
+        with torch.no_grad():
+            return mean @ torch.special.entr(torch.softmax(teacher.net(*inputs), 1)).sum(1, keepdim=True)
+
+    delta = (entropies(0.7 * noise * read) - entropies(read)).abs().squeeze(1).numpy()
+    np.testing.assert_allclose(rho.numpy(), 1 - delta / delta.max(), atol=1e-4)
 
 
 def test_the_labels_alone_make_an_mlp() -> None:
@@ -341,9 +369,7 @@ def test_bags_of_words_stay_bags_of_words(tmp_path: Path) -> None:
     from latticework.data.hypergraph import write_hypergraph
 
     source = open_data(DATA).read()
-    import dataclasses
-
-    binary = dataclasses.replace(source, x=(source.x > 0.5).astype(np.float32), _cache={})
+    binary = replace(source, x=(source.x > 0.5).astype(np.float32), _cache={})
     write_hypergraph(binary, tmp_path / "bags")
     data = open_data(str(tmp_path / "bags"))
     parts = TASK.fold(data, "draw-0")

@@ -349,7 +349,7 @@ def test_mistakes_are_named() -> None:
         (lambda: FrameAveraging(Net(), E3())(X[:, :0].float()), "at least one point"),
         (lambda: FrameAveraging(Net(), E3())(X[:0].float()), "a batch of none"),
         (lambda: FrameAveraging(Net(), Sn())(torch.zeros(0, 4, 4)), "a batch of none"),
-        (lambda: FrameAveraging(Net(), E3())(1e200 * X), "1e\\+200|e\\+20"),
+        (lambda: FrameAveraging(Net(), E3())(1e200 * X), "squares of what is above"),
         (lambda: FrameAveraging(Net(), E3())(X.float(), weights=torch.ones(3)), "one a point is needed"),
         (lambda: FrameAveraging(Net(), E3())(X.float(), weights=torch.ones(3, 20, 1)), "one a point is needed"),
         (lambda: FrameAveraging(Net(), E3())(X.float(), weights=-torch.ones(3, 20)), "at least 0"),

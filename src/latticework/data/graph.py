@@ -555,12 +555,13 @@ def schema_of(graph: Graph) -> dict[str, Any]:
     }
 
 
-def bags_of(graph: Any) -> bool:
-    """Whether the features are bags of words, 0 or 1 throughout. A fit settles it: what it answers later is read alike."""
-    if "bags" not in graph._cache:
-        x = graph.x
-        graph._cache["bags"] = x is not None and bool(((x == 0) | (x == 1)).all())
-    found: bool = graph._cache["bags"]
+def bags_of(graph: Any, kind: str | None = None) -> bool:
+    """Whether the features (of nodes of a kind) are bags of words, 0 or 1 throughout. A fit settles it: later data are read alike."""
+    if ("bags", kind) not in graph._cache:
+        x = graph.x if kind is None else graph.x.get(kind)
+        values = x if x is None or isinstance(x, np.ndarray) else x.data  # of a sparse matrix the rest is 0
+        graph._cache["bags", kind] = values is not None and bool(((values == 0) | (values == 1)).all())
+    found: bool = graph._cache["bags", kind]
     return found
 
 

@@ -605,7 +605,7 @@ def hetero_schema(graph: HeteroGraph, target: str | None) -> dict[str, Any]:
         "types": graph.sizes,
         "relations": [list(key) for key in graph.relations],
         "nodes": sum(graph.sizes.values()) if target is None else graph.sizes[target],
-        "bags": target is not None and bags_of(graph.alone(target)),
+        "bags": target is not None and bags_of(graph, target),
         "graph": digest_of([graph.sizes, sums, {kind: list(ids[:5]) for kind, ids in graph.ids.items()}])[:16],
     }
 

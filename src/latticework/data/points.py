@@ -809,13 +809,11 @@ def encode(clouds: Clouds, i: int, suffix: str) -> bytes:
 
     columns, held = columns_of(clouds, i), clouds.cloud(i)
     if suffix == ".xyz":
-        text = [
-            [f"{v:.9g}" for v in values.tolist()] for name, values in columns.items() if name != "part" or "parts" not in held
-        ]
+        text = {name: [f"{v:.9g}" for v in values.tolist()] for name, values in columns.items()}
         if "parts" in held:
-            words = [_word(name) for name in clouds.part_names]
-            text.append([words[v] if v >= 0 else UNKNOWN for v in held["parts"].tolist()])
-        lines = [" ".join(columns), *(" ".join(row) for row in zip(*text, strict=True))]
+            words = [*map(_word, clouds.part_names), UNKNOWN]  # the last for -1
+            text["part"] = [words[v] for v in held["parts"].tolist()]
+        lines = [" ".join(text), *(" ".join(row) for row in zip(*text.values(), strict=True))]
         return ("\n".join(lines) + "\n").encode()
     out = io.BytesIO()
     if suffix == ".npz":

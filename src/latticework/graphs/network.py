@@ -23,6 +23,7 @@ from latticework.core.run import Run
 from latticework.core.task import Part
 from latticework.core.training import Patience, Watch, train
 from latticework.core.value import setting
+from latticework.layers.paths import simple_graph
 
 T = TypeVar("T")
 GRAPH_TASKS = ("graph-classification", "graph-regression", "subgraph-counting")
@@ -359,10 +360,7 @@ def unlike_simple(graph: Data) -> tuple[int, int, int]:
 
 def simple_degree_of(graph: Data) -> Any:
     """int64 [n]: different neighbours, whichever way an edge is written; the node itself is none."""
-    n = int(graph.num_nodes or 0)
-    u, v = graph.edge_index.numpy()
-    keys = np.unique(np.minimum(u, v)[u != v] * n + np.maximum(u, v)[u != v])
-    return np.bincount(np.concatenate([keys // n, keys % n]), minlength=n) if n else np.zeros(0, np.int64)
+    return np.diff(simple_graph(graph.edge_index.numpy(), int(graph.num_nodes or 0)).indptr)
 
 
 def device_of(net: nn.Module) -> str:

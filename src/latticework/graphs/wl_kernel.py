@@ -17,17 +17,11 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from torch_geometric.data import Data
 
+from latticework.layers.hashing import mixed
+
 Array = NDArray[Any]
 NEIGHBOUR, EDGE = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
 ROUND, COLUMN = 0x165667B19E3779F9, 0xD6E8FEB86659FD93
-
-
-def mixed(values: Array) -> Array:
-    """uint64 [...] -> uint64 [...]: the finaliser of splitmix64, a bijection that spreads every bit."""
-    x = values.astype(np.uint64)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(x ^ (x >> np.uint64(31)))
 
 
 def times(constant: int, k: int) -> np.uint64:

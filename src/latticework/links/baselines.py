@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latticework.common.readout import ReadoutModel
+from latticework.common.settled import read_as_bags
 from latticework.core import registry
 from latticework.core.errors import UserError
 from latticework.core.method import Backbone, Method, Model, Predictor
@@ -292,16 +293,13 @@ class LinkNetwork(Backbone):
         if len(x) != n:
             raise UserError(f"{len(x)} rows of features for {n} nodes; one row a node is needed")
 
-        told = part.schema.get("bags")
-        bags = bool(((x == 0) | (x == 1)).all()) if told is None else bool(told)
+        divided = self.row_normalise and read_as_bags(part, x)
 
         def make() -> Features:
-            scaled = x
-            if self.row_normalise and bags:
-                scaled = x / x.sum(1, keepdim=True).clamp(min=1e-12)
+            scaled = x / x.sum(1, keepdim=True).clamp(min=1e-12) if divided else x
             return compact(scaled) if device == "cpu" else scaled.to(device)
 
-        found: Features = _graphs.get(part.data, ("x", self.row_normalise and bags, device), make)
+        found: Features = _graphs.get(part.data, ("x", divided, device), make)
         return found
 
     # -- training ------------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ answer
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from latticework.common.settled import settled
 from latticework.core.dataset import Dataset
 from latticework.core.errors import UserError
 from latticework.core.ledger import write_whole
@@ -41,6 +43,7 @@ from latticework.core.run import Run
 from latticework.core.task import Fold, Part, Query, Task
 from latticework.core.value import Value, digest_of, setting
 from latticework.data.graph import Graph, schema_of
+from latticework.layers.hashing import GOLDEN, mixed
 
 from .heuristics import linked, pattern, shared
 from .negatives import distinct_non_links, hard_negatives, non_links
@@ -156,14 +159,8 @@ def deal(pairs: Array, draw: int) -> Array:
     So links keep their places in a split when others are put in the place of the test links. (SplitMix64's last step, twice.)
     """
 
-    def mixed(z: Array) -> Array:
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return np.asarray(z ^ (z >> np.uint64(31)))
-
     low, high = pairs.astype(np.uint64)
-    step = np.uint64(0x9E3779B97F4A7C15)
-    return mixed(mixed(low * step + np.uint64(draw + 1)) + high * step)
+    return mixed(mixed(low * GOLDEN + np.uint64(draw + 1)) + high * GOLDEN)
 
 
 def graph_of(links: Links, rows: Array) -> Graph:
@@ -331,8 +328,7 @@ class LinkPrediction(Task):
         assert data is not None
         links = links_of(data)
         graph = as_fitted(graph_of(links, np.arange(links.pairs.shape[1])), schema)
-        own = {**schema_for(graph), "logits": schema.get("logits", True)}
-        own |= {key: schema[key] for key in ("bags",) if key in schema}  # as the fit settled it
+        own = {**schema_for(graph), "logits": schema.get("logits", True), **settled(schema)}
         pairs = None if query.pairs is None else read_pairs(query.pairs, graph.ids)
         return Part(graph.tensors(), Candidates(pairs, graph.ids, query.top), None, own)
 
@@ -451,14 +447,11 @@ class LinkPrediction(Task):
         told, known = _ends(truth)
         column = column_named(known, "list")
         of_list = [""] * len(told) if column is None else [str(v) for v in known[column].to_list()]
-        seen: set[tuple[str, frozenset[str]]] = set()
-        for (u, v), word in zip(told, of_list, strict=True):
-            key = word, frozenset((u, v))
-            if key in seen:
-                raise UserError(
-                    f"{truth} names the pair {u!r}, {v!r} twice" + (f" in list {word!r}" if word else "") + "; once is enough"
-                )
-            seen.add(key)
+        ((u, v), word), times = Counter(zip(told, of_list, strict=True)).most_common(1)[0] if told else ((("", ""), ""), 0)
+        if times > 1:
+            raise UserError(
+                f"{truth} names the pair {u!r}, {v!r} twice" + (f" in list {word!r}" if word else "") + "; once is enough"
+            )
         if (column is not None) != (self.negatives == "hard"):
             raise UserError(
                 f"{truth} has no column 'list', which negatives=hard needs"

@@ -235,6 +235,7 @@ class FedPubStrategy(Strategy):
         zero = [name for name, row in zip(names, f, strict=True) if not bool(row.any())]
         if zero:
             self.notes.append(f"the functional embedding of {', '.join(zero)} is zero: it is like nobody (cosine taken as 0)")
+        self.common = theta.mean(0)
         S = similarities(f)
         self.similarity |= {(a, b): float(S[i, j]) for i, a in enumerate(names) for j, b in enumerate(names)}
         return aggregate(mixing_weights(S, self.tau, self.weighting), theta)

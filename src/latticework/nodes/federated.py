@@ -148,7 +148,6 @@ class Strategy:
                 self.notes.append(f"{name} sent {wrong}: its update is dropped, the others go on")
         if used:
             theta = torch.stack([updates[n].theta for n in used])
-            self.common = theta.mean(0)
             mixed = self.combine(used, theta, [updates[n] for n in used])
             self.personal |= dict(zip(used, mixed, strict=True))
         return used
@@ -165,7 +164,7 @@ class Strategy:
         return None
 
     def combine(self, names: Sequence[str], theta: Tensor, updates: Sequence[Update]) -> Tensor:
-        """theta [K, P] of the participants -> what each of them gets, [K, P]."""
+        """theta [K, P] of the participants -> what each of them gets, [K, P]; `common` is what newcomers get from now on."""
         share = torch.tensor([float(u.nodes) if self.by_size else 1.0 for u in updates])
         self.common = mean = (share / share.sum()) @ theta
         self.personal = {name: mean for name in self.personal}  # one model for all, those who missed the round too
@@ -485,17 +484,8 @@ class Central(FederatedMethod):
             _judged(k, r + first[k], y, device) for k, (r, y) in enumerate(zip(valid.query.asked, valid.truth, strict=True))
         )  # fmt: skip
         net = self.module(*sizes).to(device)
-        pooled = side_by_side(train.data)
-        return [
-            Trainer(
-                "all",
-                self,
-                net,
-                self.inputs(pooled, device, train.schema),
-                *_tensors(rows, np.concatenate(train.truth), device),
-                held,
-            )
-        ]
+        inputs = self.inputs(side_by_side(train.data), device, train.schema)
+        return [Trainer("all", self, net, inputs, *_tensors(rows, np.concatenate(train.truth), device), held)]
 
 
 class Plain:

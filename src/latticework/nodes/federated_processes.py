@@ -184,16 +184,8 @@ class Party:
         net = method.module(len(terms.features), len(terms.classes))
         proxy = method.proxy(len(terms.features), method.proxy_seed(self.run), device)
         judged = Judged(0, torch.from_numpy(held), y[held])
-        self.trainer = Trainer(
-            site.name,
-            method,
-            net,
-            method.inputs(data, device, {"bags": terms.bags}),
-            torch.from_numpy(rows),
-            y[rows],
-            [judged],
-            proxy,
-        )
+        inputs = method.inputs(data, device, {"bags": terms.bags})
+        self.trainer = Trainer(site.name, method, net, inputs, torch.from_numpy(rows), y[rows], [judged], proxy)
         start = method.start(len(terms.features), len(terms.classes), self.run)
         fill(self.trainer.shared, start)
         self.kept = Kept(1, start)

@@ -26,7 +26,7 @@ from latticework.data.clients import Clients, schema_of
 from latticework.data.graph import Graph
 from latticework.data.table import some
 
-from .tasks import TEST, TRAIN, VALID, NodeQuery, match_features, settled
+from .tasks import TEST, TRAIN, VALID, NodeQuery, asked_schema, match_features
 
 Array = NDArray[Any]
 Answer = tuple[Array, ...]
@@ -160,7 +160,7 @@ class FederatedNodeClassification(Task):
             bare = np.flatnonzero(~graph.labelled) if query.nodes == "unlabelled" else np.arange(graph.nodes)
             rows.append(bare if len(bare) else np.arange(graph.nodes))
         asked = ClientNodes(tuple(rows), tuple(g.ids for g in graphs), clients.names)
-        known = {**schema_of(clients), **settled(schema), "features": schema["features"]}
+        known = {**schema_of(clients), **asked_schema(schema), "features": schema["features"]}
         return Part(tuple(g.tensors() for g in graphs), asked, None, known)
 
     # -- answers -------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from latticework.layers.sparse_features import SparseFeatures, narrow
 
 from .hetero_tasks import match_hetero
 from .network import features_of
-from .tasks import Truth, settled
+from .tasks import Truth, asked_schema
 
 Array = NDArray[Any]
 CLUSTERING = ("hetero-node-clustering",)
@@ -100,7 +100,7 @@ class HeteroNodeClustering(Task):
             raise UserError(f"the model clusters {target!r} nodes, and there are none here; types: {', '.join(read.types)}")
         graph = match_hetero(read, schema)
         nodes = HeteroNodes(np.arange(graph.sizes[target]), graph.ids[target], target)
-        kept = {**settled(schema), "clusters": schema["clusters"]}
+        kept = {**asked_schema(schema), "clusters": schema["clusters"]}
         return Part(graph.tensors(), nodes, None, hetero_schema(graph, target) | kept)
 
     # -- answers -------------------------------------------------------------------------------------------------

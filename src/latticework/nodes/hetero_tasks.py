@@ -23,7 +23,7 @@ from latticework.core.task import Fold, Part
 from latticework.core.value import Value, setting
 from latticework.data.hetero import HeteroGraph, HeteroNodes, hetero_schema, keep_nodes, labels_file, relation_text, target_of
 
-from .tasks import TEST, TRAIN, VALID, NodeAnswers, NodeClassification, NodeQuery, Truth, match_features, settled
+from .tasks import TEST, TRAIN, VALID, NodeAnswers, NodeClassification, NodeQuery, Truth, asked_schema, match_features
 
 Array = NDArray[Any]
 
@@ -131,7 +131,7 @@ class HeteroNodeClassification(NodeAnswers):
         split = task.assign(graph, name)
         wanted = {"train": TRAIN, "valid": VALID, "test": TEST}
         parts = {word: task._part(graph, split, code) for word, code in wanted.items()}
-        known = settled(parts["train"].schema)
+        known = asked_schema(parts["train"].schema)
         parts = {word: part._replace(schema={**part.schema, **known}) for word, part in parts.items()}
         for word in ("train", "test"):
             if not len(parts[word].query.rows) and not (word == "test" and name.startswith("all")):
@@ -164,7 +164,7 @@ class HeteroNodeClassification(NodeAnswers):
         rows = np.flatnonzero(y < 0) if query.nodes == "unlabelled" and y is not None else np.zeros(0, np.int64)
         rows = rows if len(rows) else np.arange(graph.sizes[target])
         nodes = HeteroNodes(rows, graph.ids[target], target)
-        return Part(graph.tensors(), nodes, None, hetero_schema(graph, target) | settled(schema))
+        return Part(graph.tensors(), nodes, None, hetero_schema(graph, target) | asked_schema(schema))
 
     # -- answers ---------------------------------------------------------------------------------------------------
     def score(self, answer: Any, part: Part, run: Run | None) -> list[Score]:

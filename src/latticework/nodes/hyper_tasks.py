@@ -21,7 +21,7 @@ from latticework.core.value import Value, setting
 from latticework.data.graph import Nodes
 from latticework.data.hypergraph import Hypergraph, schema_of, subhypergraph
 
-from .tasks import TEST, TRAIN, VALID, NodeAnswers, NodeQuery, Truth, match_features, settled
+from .tasks import TEST, TRAIN, VALID, NodeAnswers, NodeQuery, Truth, asked_schema, match_features
 
 Array = NDArray[Any]
 CALIBRATION_BINS = 15
@@ -143,7 +143,7 @@ class HypergraphNodeClassification(NodeAnswers):
         ]
         asked = Part(
             graph.tensors(), Nodes(test, graph.ids), Truth(graph.y[test], self._slices(graph, test, fresh)),
-            schema | schema_of(graph) | settled(schema),
+            schema | schema_of(graph) | asked_schema(schema),
         )  # fmt: skip
         return Fold(parts[0], parts[1] if len(parts[1].query.rows) else None, asked)
 
@@ -162,7 +162,7 @@ class HypergraphNodeClassification(NodeAnswers):
             graph = match_features(graph, schema["features"])  # type: ignore[arg-type, assignment]
         index = np.flatnonzero(~graph.labelled) if query.nodes == "unlabelled" else np.arange(graph.nodes)
         index = index if len(index) else np.arange(graph.nodes)
-        return Part(graph.tensors(), Nodes(index, graph.ids), None, schema_of(graph) | settled(schema))
+        return Part(graph.tensors(), Nodes(index, graph.ids), None, schema_of(graph) | asked_schema(schema))
 
     def score(self, answer: Any, part: Part, run: Run | None) -> list[Score]:
         scores = super().score(answer, part, run)

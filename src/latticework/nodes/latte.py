@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.utils import softmax
 
+from latticework.common.settled import read_alike
 from latticework.core.dataset import Dataset
 from latticework.core.errors import UserError
 from latticework.core.method import Backbone, Predictor, Ref
@@ -41,7 +42,7 @@ from latticework.data.hetero import Chain, Relation, biadjacency, chain_types, m
 from latticework.layers.propagation import SparseOperator, WeakCache
 from latticework.layers.sparse_features import FeatureLinear, SparseFeatures, compact
 
-from .network import NodeModel, asked_of, loss_of, read_alike, settle, watching
+from .network import NodeModel, asked_of, loss_of, settle, watching
 
 Array = NDArray[Any]
 Features = Tensor | SparseFeatures
@@ -674,7 +675,8 @@ def placed(part: Part, featureless: str, device: str) -> dict[str, Features]:
     """`type_features` on a device; kept with the part's data."""
 
     def make() -> dict[str, Features]:
-        found = type_features(part, featureless)
+        own = _kept.of(part.data).get(("own", featureless))  # the train part's, made when its scales were settled
+        found = own[1] if own and own[0] == part.schema.get("scales") else type_features(part, featureless)
         if device == "cpu":
             return found
         return {kind: (x.dense() if isinstance(x, SparseFeatures) else x).to(device) for kind, x in found.items()}
@@ -684,14 +686,13 @@ def placed(part: Part, featureless: str, device: str) -> dict[str, Features]:
 
 
 def feature_scales(part: Part, featureless: str) -> dict[str, float]:
-    """What the neighbours' means of each type without features are multiplied by; kept with the part's data."""
+    """What the neighbours' means of each type without features are multiplied by; kept with the part's data, as are the features."""
 
-    def make() -> dict[str, float]:
+    def make() -> tuple[dict[str, float], dict[str, Features]]:
         scales: dict[str, float] = {}
-        type_features(part, featureless, scales)
-        return scales
+        return scales, type_features(part, featureless, scales)
 
-    return _kept.get(part.data, ("scales", featureless), make)
+    return dict(_kept.get(part.data, ("own", featureless), make)[0])
 
 
 def free_types(featureless: str, task: Task, facts: Mapping[str, Any]) -> str | None:

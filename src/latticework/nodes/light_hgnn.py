@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latticework.common.settled import read_as_bags
 from latticework.core.dataset import Dataset
 from latticework.core.errors import UserError
 from latticework.core.method import Method, Model, Predictor, Ref
@@ -205,7 +206,7 @@ class LightHGNN(Method):
         n = train.data.vertices
         everyone = Part(train.data, Nodes(np.arange(n), train.query.ids), None, train.schema)
         target = self._target(teacher, everyone)
-        bags = self.row_normalise and bool(((train.data.x == 0) | (train.data.x == 1)).all())
+        bags = self.row_normalise and read_as_bags(train, train.data.x)
         schema = {**train.schema, "bags": bags, "validation": {}}
         device = run.device
         net = LightStudent(len(schema["features"]), len(schema["classes"]), self.hidden, self.dropout).to(device)
@@ -360,11 +361,12 @@ class LightHGNNPlus(LightHGNN):
     def reliabilities(self, teacher: Any, part: Part, target: Tensor, mean: SparseOperator, run: Run) -> Tensor:
         """``rho`` float32 [E] of a part's hyperedges, isolated vertices' own ones among them."""
         x = part.data.x
-        if getattr(teacher.method, "row_normalise", False) and bool(((x == 0) | (x == 1)).all()):
-            x = x / x.sum(1, keepdim=True).clamp(min=1e-12)  # the teacher would not see that disturbed ones are bags of words
+        if getattr(teacher.method, "row_normalise", False) and read_as_bags(part, x):
+            x = x / x.sum(1, keepdim=True).clamp(min=1e-12)
         data = part.data.clone()  # of the container and its tensors: what was given stays as it is
         data.x = perturb(x, self.noise, run.generator("perturbation"))
-        after = self._target(teacher, part._replace(data=data))
+        # what is disturbed is what the teacher reads: it divides nothing again
+        after = self._target(teacher, part._replace(data=data, schema={**part.schema, "bags": False}))
         return reliability(hyperedge_entropy(target, mean), hyperedge_entropy(after, mean))
 
     def _high_order(self, teacher: Any, part: Part, target: Tensor, schema: dict[str, Any], run: Run) -> Any:

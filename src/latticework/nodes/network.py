@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latticework.common.settled import read_alike, read_as_bags
 from latticework.core.errors import UserError
 from latticework.core.method import Backbone, Model, Predictor
 from latticework.core.run import Run
@@ -25,9 +26,6 @@ from latticework.layers.sparse_features import SparseFeatures, compact, feature_
 Features = Tensor | SparseFeatures
 # tasks whose answers need no more than the target nodes' own features
 FEATURE_TASKS = ("node-classification", "hetero-node-classification", "hypergraph-node-classification")
-
-
-SETTLED = ("bags", "scales")  # how features are read: settled by a fit, and kept for all later data
 
 
 class NodeModel(Model):
@@ -133,7 +131,7 @@ class NodeNetwork(Backbone):
         raise NotImplementedError
 
     def settled(self, train: Part) -> dict[str, Any]:
-        """What of `SETTLED` the method itself settles on its train part."""
+        """What of `common.settled` the method itself settles on its train part."""
         return {}
 
     def groups(self, net: nn.Module) -> list[dict[str, Any]]:
@@ -231,18 +229,6 @@ def settle(method: NodeNetwork, train: Part, valid: Part | None) -> tuple[Part, 
     """Both parts with what a fit settles on its train part in their schemas."""
     train = train._replace(schema={**train.schema, **method.settled(train)})
     return train, None if valid is None else read_alike(valid, train.schema)
-
-
-def read_alike(part: Part, schema: Mapping[str, Any]) -> Part:
-    """A part that is read as the fit of this schema read its train part, whatever else it holds."""
-    known = {key: schema[key] for key in SETTLED if key in schema}
-    return part._replace(schema={**part.schema, **known}) if known else part
-
-
-def read_as_bags(part: Part, x: Tensor) -> bool:
-    """Whether features are bags of words: as the fit settled it, else (a part without a schema) by themselves."""
-    told = part.schema.get("bags") if part.schema else None
-    return bool(((x == 0) | (x == 1)).all()) if told is None else bool(told)
 
 
 def operator_of(part: Part, **how: Any) -> SparseOperator:

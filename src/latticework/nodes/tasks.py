@@ -15,6 +15,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.sparse.csgraph import dijkstra
 
+from latticework.common.settled import settled
 from latticework.core.dataset import Dataset
 from latticework.core.errors import UserError
 from latticework.core.ledger import write_whole
@@ -370,12 +371,12 @@ class NodeClassification(NodeAnswers):
             graph = match_features(graph, schema["features"])
         index = np.flatnonzero(~graph.labelled) if query.nodes == "unlabelled" else np.arange(graph.nodes)
         index = index if len(index) else np.arange(graph.nodes)
-        return Part(graph.tensors(), Nodes(index, graph.ids), None, schema_of(graph) | settled(schema))
+        return Part(graph.tensors(), Nodes(index, graph.ids), None, schema_of(graph) | asked_schema(schema))
 
 
-def settled(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """What a fit has settled for all later data (models saved before `bags` was among it judge by the data at hand)."""
-    return {key: schema[key] for key in ("classes", "bags") if key in schema}
+def asked_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """What later data take from a fit's schema: its classes, and how it reads features."""
+    return {"classes": schema["classes"], **settled(schema)}
 
 
 def _scores(y: Array, said: Array, chances: Array | None, multi: bool) -> list[Score]:

@@ -119,12 +119,11 @@ class StreamTask(Task):
     def reveal(self, model: Any, data: Dataset) -> str:
         """New events for a fitted model, which keeps them; `UserError` where they are older than what it has seen."""
         given = data.read()
-        if model.schema.get("weighted", given.weight is not None) != (given.weight is not None):
-            has, lacks = ("were", "have none") if given.weight is None else ("were not", "are")
-            raise UserError(
-                f"the events that the model was fitted on {has} weighted, and these {lacks}"
-                + ("" if given.weight is None else "; leave the column out")
-            )
+        weighted = model.schema.get("weighted")
+        if weighted is True and given.weight is None:
+            raise UserError("the events that the model was fitted on were weighted, and these have none; add a column 'weight'")
+        if weighted is False and given.weight is not None:
+            raise UserError("the events that the model was fitted on were not weighted, and these are; leave the column out")
         events = match_schema(given, model.schema)
         latest = float(model.schema["latest"])
         if events.t[0] < latest:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from latticework.layers.hashing import GOLDEN, mixed
 from latticework.layers.propagation import SparseOperator
 
 from .. import heuristics
@@ -134,12 +135,8 @@ def sampled(rows: sp.csr_array, most: int, keys: Array | None = None) -> sp.csr_
 
 
 def _uniform(keys: Array, many: int) -> Array:
-    """float64 [B, many] in [0, 1), as if random, of numbers uint64 [B]. (SplitMix64.)"""
-    with np.errstate(over="ignore"):
-        z = keys[:, None] + np.arange(1, many + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z = z ^ (z >> np.uint64(31))
+    """float64 [B, many] in [0, 1), as if random, of numbers uint64 [B]."""
+    z = mixed(keys[:, None] + np.arange(1, many + 1, dtype=np.uint64) * GOLDEN)
     return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latticework.common.settled import read_as_bags
 from latticework.core.errors import OutOfTime, UserError
 from latticework.core.method import Generator, Method, Model
 from latticework.core.run import Run
@@ -47,11 +48,6 @@ def raw_features(part: Part) -> Tensor:
 def _place(part: Part, wrong: Tensor) -> str:
     node, column = (int(v) for v in torch.nonzero(wrong)[0])
     return f"feature {part.schema['features'][column]!r} of node {part.query.ids[node]!r} ({float(part.data.x[node, column]):g})"
-
-
-def are_bags(x: Tensor) -> bool:
-    """Whether features are bags of words, which networks of nodes read divided by their sum."""
-    return bool(((x == 0) | (x == 1)).all())
 
 
 class Sampler:
@@ -258,7 +254,7 @@ class NeighbourCVAEMethod(Method):
         assert kept is not None and reference is not None
         y = torch.from_numpy(np.asarray(part.truth.y, np.int64)).to(run.device)
         field = receptive_field(operator_of(part), torch.from_numpy(part.query.rows))
-        bags = are_bags(x)
+        bags = read_as_bags(part, x)  # which networks of nodes read divided by their sum
         near = x[field.nodes]
         real = (row_normalise(near) if bags else near).to(run.device)
         near = near.to(run.device)

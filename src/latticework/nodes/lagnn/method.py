@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from latticework.common.settled import read_as_bags
 from latticework.core.errors import UserError
 from latticework.core.method import Method, Model, Predictor, Ref
 from latticework.core.result import Findings
@@ -21,7 +22,7 @@ from latticework.core.value import setting
 from latticework.layers.propagation import adjacency
 
 from ..baselines import GCN
-from ..network import NodeModel, NodeNetwork, asked_of, backbones_with, device_of, loss_of, read_as_bags, watching
+from ..network import NodeModel, NodeNetwork, asked_of, backbones_with, device_of, loss_of, watching
 from .consistency import consistency
 from .cvae import NeighbourCVAE
 from .generator import (

@@ -1,0 +1,19 @@
+"""Numbers that look random and hang on what they are made of alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def mixed(values: Array) -> Array:
+    """uint64 [...] -> uint64 [...]: the finaliser of splitmix64, a bijection that spreads every bit."""
+    x = values.astype(np.uint64)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(x ^ (x >> np.uint64(31)))
