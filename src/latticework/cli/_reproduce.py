@@ -9,7 +9,7 @@ from latticework.core import registry
 from latticework.core.errors import UserError, nearest
 
 
-def reproduce_papers(papers: list[str], claims: list[str], record: bool, runs: Path, jobs: int) -> None:
+def reproduce_papers(papers: list[str], claims: list[str], record: bool, runs: Path, jobs: int, device: str) -> None:
     """Run the claims of papers (or some of them), or the grids of these names."""
     grids = registry.tables()
     slugs = {p.slug: p for p in registry.papers()}
@@ -18,14 +18,15 @@ def reproduce_papers(papers: list[str], claims: list[str], record: bool, runs: P
             raise UserError(f"no paper and no grid is called {name!r}; {nearest(name, [*slugs, *grids])}")
     for name in papers:
         if name in slugs:
-            _paper(slugs[name], claims, record, runs, jobs)
+            _paper(slugs[name], claims, record, runs, jobs, device)
         else:
-            _grid(grids[name], record, runs, jobs)
+            _grid(grids[name], record, runs, jobs, device)
 
 
-def _paper(paper: registry.Paper, wanted: list[str], record: bool, runs: Path, jobs: int) -> None:
+def _paper(paper: registry.Paper, wanted: list[str], record: bool, runs: Path, jobs: int, device: str) -> None:
     from latticework.core import claim as claims
     from latticework.core.evaluate import Options
+    from latticework.core.run import pick_device
 
     found = claims.claims_of(paper)
     if wanted:
@@ -34,11 +35,13 @@ def _paper(paper: registry.Paper, wanted: list[str], record: bool, runs: Path, j
             if name not in known:
                 raise UserError(f"{paper.slug} has no claim {name!r}; {nearest(name, known)}")
         found = [c for c in found if c.id in wanted]
+    options = Options(pick_device(device), threads=1)
     print(f"{paper.facts['title']} ({paper.facts.get('venue', '')})", flush=True)
     for item in found:
-        print(f"\n[{item.level}] {item.id}: {item.says}", flush=True)
+        hours = f" (about {item.hours:g} hours on one core)" if item.hours else ""
+        print(f"\n[{item.level}] {item.id}: {item.says}{hours}", flush=True)
         with _bar(item.id) as on_done:
-            measured = claims.measure(item, str(runs), Options(threads=1), jobs=jobs, on_done=on_done)
+            measured = claims.measure(item, str(runs), options, jobs=jobs, on_done=on_done)
         figure = "–" if item.paper is None else f"{item.paper:g} [{item.mark}]"
         print(f"  paper {figure} · here {measured['says']} · {measured['verdict']} ({measured['seconds']} s)", flush=True)
         if record:
@@ -47,7 +50,7 @@ def _paper(paper: registry.Paper, wanted: list[str], record: bool, runs: Path, j
         print(f"\nwrote {paper.path.with_suffix('.json')}")
 
 
-def _grid(table: registry.Table, record: bool, runs: Path, jobs: int) -> None:
+def _grid(table: registry.Table, record: bool, runs: Path, jobs: int, device: str) -> None:
     """Run a named grid and show its board. Stopped with Ctrl-C it shows, and records as partial, what is finished."""
     from rich.console import Console
 
@@ -64,7 +67,7 @@ def _grid(table: registry.Table, record: bool, runs: Path, jobs: int) -> None:
     say_cost(Console(stderr=True), grid, runs)
     try:
         with _bar(table.name) as on_done:
-            board = face.compare_grid(grid, runs=runs, jobs=jobs, device="cpu", on_done=on_done)
+            board = face.compare_grid(grid, runs=runs, jobs=jobs, device=device, on_done=on_done)
     except KeyboardInterrupt:
         print("stopped; what is finished:", flush=True)
         ledger = Ledger(runs)

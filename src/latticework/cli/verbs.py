@@ -346,11 +346,12 @@ def reproduce(
     record: Annotated[bool, typer.Option("--record", help="Write what was measured beside the claims.")] = False,
     runs: Runs = Path("runs/evidence"),
     jobs: Annotated[int, typer.Option(help="Cells at the same time.", min=1)] = 1,
+    device: Device = "cpu",
 ) -> None:
-    """Run a paper's claims: its figure beside ours."""
+    """Run a paper's claims: its figure beside ours. Claims are made for one thread of a CPU; --device runs them elsewhere."""
     from ._reproduce import reproduce_papers
 
-    reproduce_papers(papers, claim, record, runs, jobs)
+    reproduce_papers(papers, claim, record, runs, jobs, device)
 
 
 # -- reading options -------------------------------------------------------------------------------------------------

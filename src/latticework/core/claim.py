@@ -323,6 +323,12 @@ class Claim(Value):
     grid: Grid | None = setting(None, "what is run")
     check: Check | None = setting(None, "what is looked at")
     blocked: str = setting("", "why it cannot be tried where the project runs")
+    hours: float = setting(0.0, "about how many hours it takes on one core, where it is hours", ge=0, late=True)
+
+    @property
+    def unrun(self) -> str:
+        """What stands in the place of a figure before there is one."""
+        return self.blocked or ("not run yet" if not self.hours else f"not run: takes about {self.hours:g} hours on one core")
 
 
 def claims_of(paper: registry.Paper) -> list[Claim]:
@@ -361,7 +367,7 @@ def measure(
 
     return {
         **outcome._asdict(),
-        "claim": claim.key(),
+        "claim": claim.key(late=False),
         "seconds": round(time.monotonic() - started, 1),
         "fit seconds": round(sum(r.cost.fit_s + r.cost.refs_s for _, r in cells), 1),
         "cells": len(cells),
@@ -399,13 +405,13 @@ def evidence_rows(paper: registry.Paper) -> list[dict[str, Any]]:
     rows = []
     for claim in claims_of(paper):
         item = found.get(claim.id)
-        if item is not None and item["claim"] != claim.key():
+        if item is not None and item["claim"] != claim.key(late=False):
             item = None
         rows.append(
             {
                 "id": claim.id, "level": claim.level, "says": claim.says, "where": claim.where, "mark": claim.mark,
                 "paper": "–" if claim.paper is None else f"{claim.paper:g} [{claim.mark}]",
-                "measured": claim.blocked or "not run yet" if item is None else item["says"],
+                "measured": claim.unrun if item is None else item["says"],
                 "verdict": (UNTRIED if claim.blocked else "not run yet") if item is None else item["verdict"],
             }
         )  # fmt: skip

@@ -341,9 +341,18 @@ def peak_bytes() -> int:
 
 
 def pick_device(wanted: str) -> str:
-    """``auto`` takes an accelerator where there is one."""
-    if wanted != "auto":
+    """``auto`` takes an accelerator where there is one. `UserError` for a device that is not here."""
+    if wanted == "cpu":
         return wanted
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.empty(0, device=wanted).device.type
+    except (RuntimeError, AssertionError):  # torch's words for a name that it does not know, or was not built for
+        found = "none"
+    if found in ("none", "meta"):
+        here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise UserError(f"no device {wanted!r} is here; there is {', '.join(here)}, and auto takes the best")
+    return wanted
