@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from latticework.data.hetero import (
     chain_counts,
     chain_instances,
     chain_types,
+    doubled_steps,
     finish_hetero,
     meta_paths,
     parse_path,
@@ -129,6 +131,29 @@ def test_counts_equal_brute_force_on_both_containers() -> None:
         chain_counts(graph, ())
     with pytest.raises(ValueError, match="breaks"):
         chain_counts(graph, ((("author", "writes", "paper"), True), (("author", "reviews", "paper"), True)))
+
+
+def test_steps_that_say_nothing_new() -> None:
+    """Both directions of a relation, edges within a type both ways, a copy under another name; not what merely has as many edges."""
+    graph = small()
+    by = graph.relations["author", "writes", "paper"][::-1][:, ::-1].copy()
+    cites = graph.relations["paper", "cites", "paper"]
+    both = np.concatenate([cites, cites[::-1]], 1)
+    relations = {**graph.relations, ("paper", "by", "author"): by, ("paper", "near", "paper"): both}
+    wide = finish_hetero(replace(graph, relations=relations, _cache={}))
+    assert doubled_steps(graph) == ()
+    doubled = doubled_steps(wide)
+    assert set(doubled) == {(("paper", "by", "author"), forward) for forward in (True, False)} | {
+        (("paper", "near", "paper"), False)
+    }
+    of_plain = {path_text(c, graph) for c in meta_paths(graph, "author", 3)}
+    without_near = {k: e for k, e in relations.items() if k[1] != "near"}
+    assert {path_text(c, graph) for c in meta_paths(list(without_near), "author", 3, doubled=doubled)} == of_plain
+    moved = by.copy()
+    moved[0, 0] = (moved[0, 0] + 1) % 5
+    assert doubled_steps(replace(graph, relations={**graph.relations, ("paper", "by", "author"): moved}, _cache={})) == ()
+    none = {("author", "writes", "paper"): by[:, :0], ("paper", "by", "author"): by[:, :0]}
+    assert doubled_steps(replace(graph, relations=none, _cache={})) == ()
 
 
 def test_enumerated_paths() -> None:

@@ -1,4 +1,4 @@
-"""How node features are read: settled by a fit, kept in its model's schema, the same for all later data."""
+"""How nodes are read: settled by a fit, kept in its model's schema, the same for all later data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import Tensor
 
 from latticework.core.task import Part
 
-SETTLED = ("bags", "scales")  # whether they are bags of words; what neighbours' means are multiplied by
+# whether features are bags of words; what neighbours' means are multiplied by; which steps along relations say nothing new
+SETTLED = ("bags", "scales", "doubled")
 
 
 def settled(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -18,8 +19,8 @@ def settled(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_alike(part: Part, schema: Mapping[str, Any]) -> Part:
-    """A part whose schema says what the fit of this schema settled, where it does not say so itself."""
-    return part._replace(schema={**settled(schema), **part.schema})
+    """A part that is read as the fit of this schema read its train part, whatever else it holds."""
+    return part._replace(schema={**part.schema, **settled(schema)})
 
 
 def read_as_bags(part: Part, x: Tensor) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -362,17 +362,52 @@ def reverse_chain(chain: Chain) -> Chain:
     return tuple((key, not forward) for key, forward in reversed(chain))
 
 
-def steps_from(relations: Sequence[Relation], kind: str) -> tuple[Step, ...]:
-    """Every step that leaves a type, forwards and backwards."""
+def steps_from(relations: Sequence[Relation], kind: str, doubled: Collection[Step] = ()) -> tuple[Step, ...]:
+    """Every step that leaves a type, forwards and backwards, but for those that are `doubled`."""
     found: list[Step] = []
     for key in relations:
         found += [(key, True)] if key[0] == kind else []
         found += [(key, False)] if key[2] == kind else []
-    return tuple(found)
+    return tuple(step for step in found if step not in doubled)
 
 
-def meta_paths(relations: Any, start: str, length: int, end: str | None = None) -> tuple[Chain, ...]:
-    """All chains of 1 to `length` steps from a type (that reach `end`, if given), shorter ones first.
+def doubled_steps(graph: HeteroGraph) -> tuple[Step, ...]:
+    """Steps that walk the very edges of an earlier one; data often hold both directions of a relation, or of edges within a type."""
+    if "doubled" not in graph._cache:
+        alike: dict[Any, list[Step]] = {}  # by the types that they join and their number of edges
+        for key, edges in graph.relations.items():
+            for step in ((key, True), (key, False)) if edges.shape[1] else ():
+                alike.setdefault((step_types(step), edges.shape[1]), []).append(step)
+        doubled: list[Step] = []
+        for ((_, there), _), steps in alike.items():
+            held: list[Array] = []
+            for key, forward in steps if len(steps) > 1 else ():
+                here, reached = graph.relations[key] if forward else graph.relations[key][::-1]
+                pairs = np.sort(here.astype(np.int64) * graph.sizes[there] + reached)
+                if any(np.array_equal(pairs, other) for other in held):
+                    doubled.append((key, forward))
+                else:
+                    held.append(pairs)
+        graph._cache["doubled"] = tuple(doubled)
+    found: tuple[Step, ...] = graph._cache["doubled"]
+    return found
+
+
+def doubled_of(schema: Mapping[str, Any]) -> frozenset[Step]:
+    """The doubled steps of the graph that a fit saw, from its schema."""
+    return frozenset(((source, name, to), forward) for source, name, to, forward in schema.get("doubled", ()))
+
+
+def unread_weights(data: Any, relations: Iterable[Relation]) -> list[str]:
+    """A note on the relations among these whose edges have weights, for what reads none."""
+    named = [relation_text(key) for key in dict.fromkeys(relations) if "edge_weight" in data[key]]
+    return [f"weights of edges are not used ({', '.join(named)}): each edge counts once"] if named else []
+
+
+def meta_paths(
+    relations: Any, start: str, length: int, end: str | None = None, doubled: Collection[Step] = ()
+) -> tuple[Chain, ...]:
+    """All chains of 1 to `length` steps from a type (that reach `end`, if given) without doubled ones, shorter ones first.
 
     `relations` is a sequence of (source, name, target), or data that have them. ``ValueError`` for length < 1.
     """
@@ -382,7 +417,7 @@ def meta_paths(relations: Any, start: str, length: int, end: str | None = None) 
     found: list[Chain] = []
     level: list[Chain] = [()]
     for _ in range(length):
-        level = [(*c, step) for c in level for step in steps_from(known, step_types(c[-1])[1] if c else start)]
+        level = [(*c, step) for c in level for step in steps_from(known, step_types(c[-1])[1] if c else start, doubled)]
         found += level
     return tuple(c for c in found if end is None or step_types(c[-1])[1] == end)
 
@@ -548,7 +583,7 @@ def facts_of(graph: HeteroGraph) -> dict[str, Any]:
 
 def path_lines(graph: HeteroGraph, kind: str) -> list[str]:
     """The meta-paths from a type, to length 2 and the symmetric ones of length 4, each with its number of instances."""
-    short = meta_paths(graph, kind, 2)
+    short = meta_paths(graph, kind, 2, doubled=doubled_steps(graph))
     there_and_back = [c + reverse_chain(c) for c in short if len(c) == 2]
     known = dict.fromkeys([*short, *there_and_back])
     lines = []
@@ -604,6 +639,7 @@ def hetero_schema(graph: HeteroGraph, target: str | None) -> dict[str, Any]:
         "all_features": {kind: list(names) for kind, names in graph.features.items()},
         "types": graph.sizes,
         "relations": [list(key) for key in graph.relations],
+        "doubled": [[*key, forward] for key, forward in doubled_steps(graph)],
         "nodes": sum(graph.sizes.values()) if target is None else graph.sizes[target],
         "bags": target is not None and bags_of(graph, target),
         "graph": digest_of([graph.sizes, sums, {kind: list(ids[:5]) for kind, ids in graph.ids.items()}])[:16],

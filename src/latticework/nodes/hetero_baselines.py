@@ -6,7 +6,7 @@ free vector for each node, as LATTE's does, so that none is helped by it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -25,15 +25,18 @@ from latticework.core.value import setting
 from latticework.data.hetero import (
     Chain,
     Relation,
+    Step,
     biadjacency,
     chain_counts,
     chain_types,
+    doubled_of,
     parse_path,
     path_text,
     reverse_chain,
     sizes_of,
     step_types,
     steps_from,
+    unread_weights,
 )
 from latticework.layers.sparse_features import FeatureLinear
 from latticework.layers.walks import walk_from
@@ -134,12 +137,21 @@ class HeteroNetwork(NodeNetwork):
     def settled(self, train: Part) -> dict[str, Any]:
         return {"scales": feature_scales(train, self.featureless)}
 
+    def build(self, train: Part, run: Run) -> nn.Module:
+        run.notes += unread_weights(train.data, train.data.edge_types)
+        return super().build(train, run)
+
     def triples(self, schema: Mapping[str, Any]) -> Triples:
         """What messages run along, as (from, name, to)."""
-        found: list[tuple[str, str, str]] = []
+        return tuple(self._along(schema))
+
+    def _along(self, schema: Mapping[str, Any]) -> dict[tuple[str, str, str], Step]:
+        """The steps that messages take, by PyG's names for them: relations and their reverses, without doubled ones."""
+        doubled, found = doubled_of(schema), {}
         for source, name, to in schema["relations"]:
-            found += [(source, name, to), (to, f"rev_{name}", source)]
-        return tuple(found)
+            key = (source, name, to)
+            found |= {key: (key, True), (to, f"rev_{name}", source): (key, False)}
+        return {name: step for name, step in found.items() if step not in doubled}
 
     def module(self, features: int, classes: int, schema: Mapping[str, Any], inputs: int = 1) -> nn.Module:
         start = TypeInputs(input_widths(schema, self.featureless), schema["types"], self.hidden)
@@ -147,10 +159,9 @@ class HeteroNetwork(NodeNetwork):
 
     def inputs(self, part: Part, device: str) -> tuple[Any, ...]:
         edges = {}
-        for source, name, to in part.schema["relations"]:
-            index = part.data[source, name, to].edge_index.to(device)
-            edges[source, name, to] = index
-            edges[to, f"rev_{name}", source] = index.flip(0)
+        for name, (key, forward) in self._along(part.schema).items():
+            index = part.data[key].edge_index.to(device)
+            edges[name] = index if forward else index.flip(0)
         return placed(part, self.featureless, device), edges
 
 
@@ -201,7 +212,7 @@ class HAN(HeteroNetwork):
                 if (ends[0], ends[-1]) != (target, target):
                     raise UserError(f"{self.name}.paths: {text!r} goes from {ends[0]} to {ends[-1]}; both ends must be {target}")
             return found
-        return there_and_back(known.edge_types, target)
+        return there_and_back(known.edge_types, target, doubled_of(schema))
 
     def triples(self, schema: Mapping[str, Any]) -> Triples:
         known = plan_of(schema)
@@ -243,12 +254,12 @@ def plan_of(schema: Mapping[str, Any]) -> Plan:
     return Plan(tuple(schema["types"]), tuple(tuple(key) for key in schema["relations"]))  # type: ignore[misc]
 
 
-def there_and_back(relations: Sequence[Relation], target: str) -> tuple[Chain, ...]:
+def there_and_back(relations: Sequence[Relation], target: str, doubled: Collection[Step] = ()) -> tuple[Chain, ...]:
     """Symmetric meta-paths of the target: through each step, and through each further one that leads to another type."""
     found: list[Chain] = []
-    for first in steps_from(relations, target):
+    for first in steps_from(relations, target, doubled):
         found.append((first, *reverse_chain((first,))))
-        for second in steps_from(relations, step_types(first)[1]):
+        for second in steps_from(relations, step_types(first)[1], doubled):
             if step_types(second)[1] not in (target, step_types(first)[1]):
                 found.append((first, second, *reverse_chain((first, second))))
     return tuple(dict.fromkeys(found))
@@ -291,6 +302,7 @@ class Metapath2vec(EmbeddingMethod):
             raise UserError("metapath2vec needs gensim: pip install 'latticework[walks]'") from None
         data, target = train.data, train.query.target
         chains = HAN(paths=self.paths).chains(train.schema)
+        run.notes += unread_weights(data, (key for chain in chains for key, _ in chain))
         if not chains:
             raise UserError(f"metapath2vec: no relation touches {target}, so there is no meta-path to walk")
         first = _offsets(sizes_of(data))

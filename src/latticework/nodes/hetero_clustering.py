@@ -25,7 +25,16 @@ from latticework.core.result import Findings, Metric, Score
 from latticework.core.run import Run
 from latticework.core.task import Fold, Part, Task
 from latticework.core.value import Value, setting
-from latticework.data.hetero import HeteroGraph, HeteroNodes, biadjacency, hetero_schema, labels_file, steps_from, target_of
+from latticework.data.hetero import (
+    HeteroGraph,
+    HeteroNodes,
+    biadjacency,
+    doubled_of,
+    hetero_schema,
+    labels_file,
+    steps_from,
+    target_of,
+)
 from latticework.layers.sparse_features import SparseFeatures, narrow
 
 from .hetero_tasks import match_hetero
@@ -257,7 +266,7 @@ class KMeansMethod(Method):
         if part.schema["features"]:
             x = features_of(part, "cpu", self.row_normalise)
             return x.scipy().astype(np.float64) if isinstance(x, SparseFeatures) else x.numpy().astype(np.float64)
-        steps = steps_from(tuple(part.data.edge_types), part.query.target)
+        steps = steps_from(tuple(part.data.edge_types), part.query.target, doubled_of(part.schema))
         if not steps:
             raise UserError(f"{part.query.target} nodes have neither features nor edges: there is nothing to cluster them by")
         return narrow(sp.csr_array(sp.hstack([biadjacency(part.data, step) for step in steps], format="csr", dtype=np.float64)))

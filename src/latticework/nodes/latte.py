@@ -15,7 +15,7 @@ the attention learns; the code's threshold and sampling are options. Training is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -38,7 +38,18 @@ from latticework.core.task import Part, Task
 from latticework.core.training import Patience
 from latticework.core.training import train as train_network
 from latticework.core.value import setting
-from latticework.data.hetero import Chain, Relation, biadjacency, chain_types, meta_paths, path_text, steps_from
+from latticework.data.hetero import (
+    Chain,
+    Relation,
+    Step,
+    biadjacency,
+    chain_types,
+    doubled_of,
+    meta_paths,
+    path_text,
+    steps_from,
+    unread_weights,
+)
 from latticework.layers.propagation import SparseOperator, WeakCache
 from latticework.layers.sparse_features import FeatureLinear, SparseFeatures, compact
 
@@ -51,8 +62,10 @@ _BLOCK = 65_536  # edges whose gradients are gathered at a time
 
 
 # -- meta-relations and their edges ------------------------------------------------------------------------------------
-def meta_relations(relations: Sequence[Relation], layers: int) -> tuple[tuple[Chain, ...], ...]:
+def meta_relations(relations: Sequence[Relation], layers: int, doubled: Collection[Step] = ()) -> tuple[tuple[Chain, ...], ...]:
     """The meta-relations of each layer: all chains of 1 to `layers` relations, each followed forwards or backwards.
+
+    Steps that are `doubled` (they walk the very edges of another one) are left out.
 
     A chain (t0, ..., tl) sends from its last type to its first. ``ValueError`` for layers < 1 or without relations.
     """
@@ -61,7 +74,7 @@ def meta_relations(relations: Sequence[Relation], layers: int) -> tuple[tuple[Ch
     types = dict.fromkeys(kind for source, _, to in relations for kind in (source, to))
     if not types:
         raise ValueError("there are no relations to compose")
-    chains = [c for kind in types for c in meta_paths(list(relations), kind, layers)]
+    chains = [c for kind in types for c in meta_paths(list(relations), kind, layers, doubled=doubled)]
     return tuple(tuple(c for c in chains if len(c) == length) for length in range(1, layers + 1))
 
 
@@ -296,11 +309,12 @@ class LATTE(nn.Module):
         sampling: bool = False,
         budget: int = 2_000_000,
         prune: bool = True,
+        doubled: Collection[Step] = (),
     ) -> None:
         super().__init__()
         if classes < 2:
             raise ValueError(f"classes must be >= 2, is {classes}: there is nothing to tell apart")
-        self.levels = meta_relations(relations, layers)
+        self.levels = meta_relations(relations, layers, doubled)
         if target not in {chain_types(c)[0] for c in self.levels[0]}:
             raise ValueError(f"no relation touches {target!r}, the type that is classified")
         self.target, self.pool, self.dropout, self.class_dropout = target, pool, dropout, class_dropout
@@ -541,17 +555,19 @@ class LATTEMethod(Backbone):
                 relations, input_widths(schema, self.featureless), schema["types"], schema["target"], classes, width=self.width,
                 layers=self.layers, heads=self.heads, dropout=self.dropout, class_dropout=self.class_dropout, pool=self.pool,
                 threshold=self.edge_threshold, sampling=self.edge_sampling, budget=self.edge_budget,
+                doubled=doubled_of(schema),
             )  # fmt: skip
         except ValueError as error:
             raise UserError(f"latte: {error}") from None
 
     def build(self, train: Part, run: Run) -> nn.Module:
+        run.notes += unread_weights(train.data, train.data.edge_types)
         return self.module(0, len(train.schema["classes"]), train.schema)
 
     def inputs(self, part: Part, device: str) -> tuple[dict[str, Features], dict[int, Edges]]:
         """Features by type, and edges by meta-relation; kept with the part's data, since neither depends on weights."""
         depth = 1 if self.edge_threshold > 0 or self.edge_sampling else self.layers
-        key = (device, part.query.target, depth, self.edge_budget)
+        key = (device, part.query.target, depth, self.edge_budget, doubled_of(part.schema))
         edges = _kept.get(part.data, key, lambda: composed_edges(part, depth, self.edge_budget, device))
         return placed(part, self.featureless, device), edges
 
@@ -619,12 +635,13 @@ def mean_sources(schema: Mapping[str, Any]) -> dict[str, tuple[tuple[Relation, b
     A type that touches none with features waits for those that it does touch; one that no such round reaches has none.
     """
     relations: list[Relation] = [tuple(key) for key in schema["relations"]]  # type: ignore[misc]
+    doubled = doubled_of(schema)
     known = set(schema["all_features"])
     found: dict[str, tuple[tuple[Relation, bool], ...]] = {}
     while True:
         fresh = {}
         for kind in schema["types"]:
-            steps = tuple(step for step in steps_from(relations, kind) if chain_types((step,))[1] in known)
+            steps = tuple(step for step in steps_from(relations, kind, doubled) if chain_types((step,))[1] in known)
             if kind not in known and steps:
                 fresh[kind] = steps
         if not fresh:
@@ -713,7 +730,7 @@ def composed_edges(part: Part, layers: int, budget: int, device: str = "cpu") ->
     """
     relations: list[Relation] = [tuple(key) for key in part.schema["relations"]]  # type: ignore[misc]
     target = part.query.target
-    levels = meta_relations(relations, layers)
+    levels = meta_relations(relations, layers, doubled_of(part.schema))
     needed = needed_types(levels, target)
     numbers = number_chains(levels)
     patterns: dict[Chain, sp.csr_array] = {}

@@ -14,6 +14,7 @@ survives and calibration does not. Its temperature divides probabilities, a cons
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -365,8 +366,9 @@ class LightHGNNPlus(LightHGNN):
             x = x / x.sum(1, keepdim=True).clamp(min=1e-12)
         data = part.data.clone()  # of the container and its tensors: what was given stays as it is
         data.x = perturb(x, self.noise, run.generator("perturbation"))
-        # what is disturbed is what the teacher reads: it divides nothing again
-        after = self._target(teacher, part._replace(data=data, schema={**part.schema, "bags": False}))
+        as_they_are = copy.copy(teacher)  # what is disturbed is what the teacher reads: it divides nothing again
+        as_they_are.schema = {**teacher.schema, "bags": False}
+        after = self._target(as_they_are, part._replace(data=data))
         return reliability(hyperedge_entropy(target, mean), hyperedge_entropy(after, mean))
 
     def _high_order(self, teacher: Any, part: Part, target: Tensor, schema: dict[str, Any], run: Run) -> Any:

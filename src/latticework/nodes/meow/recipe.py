@@ -24,11 +24,13 @@ from latticework.data.hetero import (
     biadjacency,
     chain_counts,
     chain_types,
+    doubled_of,
+    edges_of,
     parse_path,
     path_text,
     reverse_chain,
-    step_types,
     steps_from,
+    unread_weights,
 )
 from latticework.layers.contrastive import weighted_info_nce
 from latticework.layers.propagation import normalise
@@ -148,10 +150,11 @@ class ViewContrast(EmbeddingMethod):
         return None
 
     # -- what is seen ----------------------------------------------------------------------------------------------------
-    def chains(self, data: Any, target: str, run: Run) -> dict[str, Chain]:
+    def chains(self, part: Part, run: Run) -> dict[str, Chain]:
         """The meta-paths by their texts, each from the target type to itself."""
+        data, target = part.data, part.query.target
         if not self.paths:
-            return self._default_chains(data, target, run)
+            return self._default_chains(part, run)
         found = {}
         for text in self.paths:
             chain = parse_path(text, data)
@@ -166,17 +169,13 @@ class ViewContrast(EmbeddingMethod):
             found[text] = chain
         return found
 
-    def _default_chains(self, data: Any, target: str, run: Run) -> dict[str, Chain]:
+    def _default_chains(self, part: Part, run: Run) -> dict[str, Chain]:
+        data, target = part.data, part.query.target
         found: dict[str, Chain] = {}
-        known: list[tuple[str, sp.csr_array]] = []
-        for step in steps_from(tuple(data.edge_types), target):
-            there, links = step_types(step)[1], biadjacency(data, step)
-            # data often hold both directions of one relation
-            if not links.nnz or any(kind == there and _equal(links, other) for kind, other in known):
-                continue
-            known.append((there, links))
-            chain = (step, *reverse_chain((step,)))
-            found[path_text(chain, data)] = chain
+        for step in steps_from(tuple(data.edge_types), target, doubled_of(part.schema)):
+            if edges_of(data, step[0]).shape[1]:
+                chain = (step, *reverse_chain((step,)))
+                found[path_text(chain, data)] = chain
         if not found:
             raise UserError(f"{self.name}: no relation joins {target!r} to anything, so there is no meta-path to see it through")
         run.notes.append(f"meta-paths: {', '.join(found)} (there and back through each neighbour type; none was given)")
@@ -185,7 +184,7 @@ class ViewContrast(EmbeddingMethod):
     def seen(self, part: Part, run: Run) -> Seen:
         """The views of a part; the masked twin is drawn from the run's stream "masks", once."""
         data, target = part.data, part.query.target
-        chains = self.chains(data, target, run)
+        chains = self.chains(part, run)
         keep = self._each("nei_max", self.nei_max, chains)
         shares = self._each("adj_mask", self.adj_mask, chains)
         rng = run.rng("masks")
@@ -207,8 +206,7 @@ class ViewContrast(EmbeddingMethod):
             inner = chain_types(chain)[1:-1] if self.context else ()
             means = reached([biadjacency(data, step) for step in chain]) if inner else []
             contexts.append([(order.index(t), operator(M, run.device)) for t, M in zip(inner, means, strict=True)])
-        if any("edge_weight" in data[key] for chain in chains.values() for key, _ in chain):
-            run.notes.append("weights of edges are not used: instances of meta-paths are counted")
+        run.notes += unread_weights(data, (key for chain in chains.values() for key, _ in chain))
         untouched = int((~touched).sum())
         if untouched:
             run.notes.append(f"{untouched} of {len(touched)} {target} nodes are on no meta-path; they see themselves alone")
@@ -426,7 +424,3 @@ def packed(x: sp.csr_array, device: str) -> Features:
     if device == "cpu" and x.nnz <= SPARSE * x.shape[0] * x.shape[1]:
         return SparseFeatures(x)
     return torch.from_numpy(x.toarray()).to(device)
-
-
-def _equal(a: sp.csr_array, b: sp.csr_array) -> bool:
-    return a.shape == b.shape and a.nnz == b.nnz and (a != b).nnz == 0
