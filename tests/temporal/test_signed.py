@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 import torch
 
+from latticework.cli._listing import fitting
 from latticework.core.dataset import open_data
 from latticework.core.errors import UserError
 from latticework.core.grid import entry_of, task_of
@@ -225,16 +226,21 @@ def test_two_path_score_sees_the_camps() -> None:
 def test_what_is_no_signed_log_is_refused(votes: GivenEvents) -> None:
     events = votes.read()
     unsigned = GivenEvents.hold(replace(events, weight=None, signed=False, _cache={}))
-    with pytest.raises(UserError, match="need signs"):
-        SignedLinks().fold(unsigned, "by-time-0")
+    for look in (lambda: SignedLinks().fold(unsigned, "by-time-0"), lambda: SignedLinks().for_data(unsigned)):
+        with pytest.raises(UserError, match="need signs"):
+            look()
+    assert any("task signed-links does not fit: signed links need signs" in line for line in fitting(unsigned))
     good = GivenEvents.hold(replace(events, weight=np.abs(events.weight), _cache={}))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="all 349 train events are positive"):
         SignedLinks().fold(good, "by-time-0")
     assert len(SignedLinks(target="existence").fold(good, "by-time-0").train.data) == 349
-    for wrong in (0.0, np.nan):
+    for wrong, says in (
+        (0.0, r"event 7 \(time \d+\) has the weight 0, which has no sign"),
+        (np.nan, "event 7, 'n\\d+' to 'n\\d+', is"),
+    ):
         weight = events.weight.copy()  # type: ignore[union-attr]
         weight[7] = wrong
-        with pytest.raises(UserError, match=r"event 7\b.* is (0|nan)"):
+        with pytest.raises(UserError, match=says):
             SignedLinks().fold(GivenEvents.hold(replace(events, weight=weight, _cache={})), "by-time-0")
 
 

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,13 +97,18 @@ class SignedLinks(StreamTask):
         return [test.truth.label]
 
     # -- folds -------------------------------------------------------------------------------------------------------------
-    def fold(self, data: Dataset, name: str) -> Fold:
-        events: Events = data.read()
-        if not events.signed or events.weight is None:
+    def for_data(self, data: Dataset) -> Self:
+        if data.kind in self.kinds and not data.facts()["signed"]:
             raise UserError(
                 "signed links need signs: a column 'sign' of 1 and -1, or a column 'weight' with negative ones, and these events "
                 "have neither"
             )
+        return self
+
+    def fold(self, data: Dataset, name: str) -> Fold:
+        self.for_data(data)
+        events: Events = data.read()
+        assert events.weight is not None
         bad = np.flatnonzero(~np.isfinite(events.weight) | (events.weight == 0))
         if len(bad):
             row = int(bad[0])
