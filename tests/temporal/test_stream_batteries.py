@@ -192,6 +192,25 @@ def test_update_reads_standard_input(meetings: GivenEvents, tmp_path: Path) -> N
         capture_output=True,
     )  # fmt: skip
     assert broken.returncode == 2 and b"Traceback" not in broken.stderr
+    empty = subprocess.run(
+        [sys.executable, "-m", "latticework", "update", str(tmp_path / "model"), "-"], input=b" \n", capture_output=True
+    )
+    assert empty.returncode == 2 and b"standard input is empty" in empty.stderr
+
+
+def test_a_question_names_its_time_as_the_log_does(tmp_path: Path, command: Callable[..., tuple[int, str, str]]) -> None:
+    log, pairs = tmp_path / "events.csv", tmp_path / "pairs.csv"
+    names = "ab bc ca ab bc ac ba cb ab bc ca".split()
+    log.write_text("source,target,time\n" + "".join(f"{a},{b},2024-01-{day + 1:02d}\n" for day, (a, b) in enumerate(names)))
+    pairs.write_text("source,target\na,b\n")
+    assert command("fit", "recency", log, "-s", "task.hidden_nodes=0", "-o", tmp_path / "model")[0] == 0
+    for at in ("2024-01-12", "2024-01-12T01:00:00+01:00", "1705017600"):
+        out = tmp_path / f"{len(at)}.csv"
+        assert command("predict", tmp_path / "model", pairs, "--at", at, "-o", out)[0] == 0
+        assert pl.read_csv(out)["time"].to_list() == [1705017600.0]
+    for at, says in (("2024-13-01", "neither a number nor an ISO date"), ("2023-01-01", "later times only"), ("nan", "finite")):
+        status, _, err = command("predict", tmp_path / "model", pairs, "--at", at, "-o", tmp_path / "none.csv")
+        assert status == 2 and says in err
 
 
 def test_predictions_made_elsewhere_are_judged(tmp_path: Path, command: Callable[..., tuple[int, str, str]]) -> None:

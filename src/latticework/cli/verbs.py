@@ -201,8 +201,13 @@ def update(
     fitted = face.load(model)
     with TemporaryDirectory() as folder, _spinner("taking in"):
         if data == "-":
-            data = str(Path(folder) / "events.csv")
-            Path(data).write_bytes(sys.stdin.buffer.read())
+            given = sys.stdin.buffer.read()
+            if not given.strip():
+                raise UserError(
+                    "standard input is empty; pipe a table with a header into it: source,target,time and what the model knows"
+                )
+            data = str(Path(folder) / "standard-input.csv")
+            Path(data).write_bytes(given)
         said = fitted.update(data)
         fitted.save(out or model)
     print(said)

@@ -176,6 +176,13 @@ def read_events(path: Path) -> Events:
     return replace(events, notes=(*events.notes, *_remarks(events)))
 
 
+def moment(text: str) -> tuple[float, bool]:
+    """An ISO date as UNIX seconds, and whether it names its zone (else it is in UTC). ``ValueError`` for other text."""
+    when = datetime.fromisoformat(text)
+    zoned = when.tzinfo is not None
+    return (when if zoned else when.replace(tzinfo=UTC)).timestamp(), zoned
+
+
 def times_of(path: Path, column: pl.Series, notes: list[str]) -> Array:
     """A column of times as float64: numbers from 0 on, or ISO dates as UNIX seconds, which `notes` then says."""
     import polars as pl
@@ -193,18 +200,17 @@ def times_of(path: Path, column: pl.Series, notes: list[str]) -> Array:
     seconds, zones = np.empty(len(column)), set[bool]()
     for row, text in enumerate(column):
         try:
-            when = datetime.fromisoformat(text)
+            seconds[row], zoned = moment(text)
         except ValueError:
             raise UserError(
                 f"{path}, line {line_of(row)}, column {column.name!r}: {text!r} is neither a number nor an ISO date "
                 "(2024-03-01T12:00:00+01:00)"
             ) from None
-        zones.add(when.tzinfo is not None)
+        zones.add(zoned)
         if len(zones) > 1:
             raise UserError(
                 f"{path}, line {line_of(row)}, column {column.name!r}: some dates have a zone and some have none; give all one"
             )
-        seconds[row] = (when if when.tzinfo is not None else when.replace(tzinfo=UTC)).timestamp()
     notes.append("times are dates: read as UNIX seconds" + ("" if True in zones else ", in UTC, as no zone is given"))
     return seconds
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import field_validator
 
 from latticework.core.dataset import Dataset
 from latticework.core.errors import UserError
@@ -17,7 +18,7 @@ from latticework.core.method import Stream
 from latticework.core.run import Run
 from latticework.core.task import Fold, Part, Query, Task
 from latticework.core.value import Value, setting
-from latticework.data.events import Events, match_schema, schema_of
+from latticework.data.events import Events, match_schema, moment, schema_of
 
 Array = NDArray[Any]
 
@@ -76,8 +77,26 @@ class TimeQuery(Query):
 
     name: ClassVar[str] = "time"
     at: float | None = setting(
-        None, "the time that is asked about; left out: the file's column 'time', or right after the last event"
+        None,
+        "the time that is asked about, a number or an ISO date as in the log; left out: the file's column 'time', or right "
+        "after the last event",
     )
+
+    @field_validator("at", mode="before")
+    @classmethod
+    def _date(cls, given: Any) -> Any:
+        try:
+            return moment(given)[0] if isinstance(given, str) and not _is_number(given) else given
+        except ValueError:
+            raise ValueError(f"{given!r} is neither a number nor an ISO date (2024-03-01T12:00:00+01:00)") from None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 class StreamTask(Task):

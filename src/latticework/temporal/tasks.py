@@ -54,7 +54,7 @@ class TemporalLinkPrediction(StreamTask):
     partners that it does not meet in this batch; ``inductive`` among such partners that it never met in training; where a
     source has none, random ones stand in, and their share is a score of its own. `hidden`: this share of the nodes that
     occur after the training time is taken out of training and validation, so that there are unseen nodes to judge; scores
-    stand at nodes seen and new.
+    stand at nodes seen and new. What hidden nodes did while training lasted is never shown.
     """
 
     name: ClassVar[str] = "temporal-link-prediction"
