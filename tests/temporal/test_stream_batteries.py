@@ -200,7 +200,9 @@ def test_update_reads_standard_input(meetings: GivenEvents, tmp_path: Path) -> N
 
 def test_a_question_names_its_time_as_the_log_does(tmp_path: Path, command: Callable[..., tuple[int, str, str]]) -> None:
     log, pairs = tmp_path / "events.csv", tmp_path / "pairs.csv"
-    names = "ab bc ca ab bc ac ba cb ab bc ca".split()
+    import polars as pl
+
+    names = ["ab", "bc", "ca", "ab", "bc", "ac", "ba", "cb", "ab", "bc", "ca"]
     log.write_text("source,target,time\n" + "".join(f"{a},{b},2024-01-{day + 1:02d}\n" for day, (a, b) in enumerate(names)))
     pairs.write_text("source,target\na,b\n")
     assert command("fit", "recency", log, "-s", "task.hidden_nodes=0", "-o", tmp_path / "model")[0] == 0
