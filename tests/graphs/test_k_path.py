@@ -166,7 +166,12 @@ def test_two_sets_one_after_the_other() -> None:
     assert np.array_equal(both.targets[10:], alone.targets)
     plain = GivenGraphSet.hold(replace(open_data(rings.format(1)).read(), x=None, features=(), _cache={}))
     mixed: Any = Counted.make({"of": rings.format(0), "also": plain}).read()
-    assert mixed.x is None and any("left out" in note for note in mixed.notes)
+    assert mixed.x is None and any("node features of the two sets differ" in note for note in mixed.notes)
+    edged = plain.read()
+    edged = replace(edged, edge_x=np.ones((edged.edge_index.shape[1], 1), np.float32), edge_features=("length",), _cache={})
+    mixed = Counted.make({"of": rings.format(0), "also": GivenGraphSet.hold(edged)}).read()
+    assert mixed.edge_x is None and "edge features are left out" in mixed.notes
+    assert "edge features are left out" not in both.notes
 
 
 def test_targets_of_mutag_and_ptc(mirror: Callable[[str], Path]) -> None:

@@ -53,16 +53,19 @@ def counts_of(graphs: GraphSet, patterns: Sequence[str], limit: int = LIMIT) -> 
 
 
 def joined(first: GraphSet, second: GraphSet) -> GraphSet:
-    """Two sets one after the other: ids, sizes and edges; node features where both have the same columns."""
+    """Two sets one after the other: ids, sizes and edges; node features where both have the same columns, no edge features."""
     same = first.x is not None and second.x is not None and first.features == second.features
     x = np.concatenate([first.x, second.x]) if same else None  # type: ignore[list-item]
     ids = first.ids + second.ids
     if len(set(ids)) < len(ids):
         ids = tuple(f"1:{i}" for i in first.ids) + tuple(f"2:{i}" for i in second.ids)
+    notes = [*first.notes, *second.notes]
+    notes += [] if same else ["node features of the two sets differ: left out"]
+    notes += ["edge features are left out"] if first.edge_x is not None or second.edge_x is not None else []
     return GraphSet(
         ids, np.concatenate([first.sizes, second.sizes]),
         np.concatenate([first.edge_index, second.edge_index + first.nodes], 1), x, first.features if same else (),
-        notes=(*first.notes, *second.notes, *(() if same else ("node features of the two sets differ: left out",))),
+        notes=tuple(notes),
     )  # fmt: skip
 
 
