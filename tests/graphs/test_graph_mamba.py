@@ -21,25 +21,13 @@ from latticework.core.store import load_model, save_model
 from latticework.data.graph import Graph, finish
 from latticework.data.graph_sets import GivenGraph
 from latticework.data.graphs import GivenGraphSet
-from latticework.testing import check_data, check_method, check_task
+from latticework.testing import check_data, check_method, check_task, first_fit
 
 FINGERPRINTS = Path(__file__).parent / "fingerprints_graph_mamba.json"
 RINGS = "rings-and-cliques(graphs=60; seed=0)"
 RING_TRANSFER = "ring-transfer(nodes=8; classes=3; graphs=60)"
 TINY = "width=8; layers=1; state=4; epochs=2; walk_length=2; walks=2; repeats=1"
 Command = Callable[..., tuple[int, str, str]]
-
-
-def fitted(name: str, data: Any = RINGS, task: str = "graph-classification", seed: int = 0) -> tuple[Any, Any, Run]:
-    """(model, fold, run) of a fit on the first fold."""
-    given = open_data(data)
-    chosen = task_of(task).for_data(given)
-    fold = chosen.fold(given, chosen.plan(given, 1)[0][0])
-    run = Run(task=chosen, digest=given.digest(), fold="first", seed=seed)
-    method: Any = entry_of(name)
-    run._valid = fold.valid
-    with run.seeded():
-        return method.fit(fold.train, fold.valid, run), fold, run
 
 
 def headline(model: Any, fold: Any, run: Run) -> float:
@@ -80,8 +68,8 @@ def test_the_task_and_the_data() -> None:
 # -- one value, nodes and graphs -----------------------------------------------------------------------------------------
 def test_the_part_decides_what_is_read(tmp_path: Path) -> None:
     name = f"graph-mamba({TINY})"
-    on_nodes, fold_n, _ = fitted(name, "karate", "node-classification")
-    on_graphs, fold_g, _ = fitted(name)
+    on_nodes, fold_n, _ = first_fit(name, "karate", "node-classification")
+    on_graphs, fold_g, _ = first_fit(name, RINGS)
     for model, fold in ((on_nodes, fold_n), (on_graphs, fold_g)):
         out = model.predict(fold.test.blind())
         assert out.shape == (len(fold.test.query.rows), len(fold.test.schema["classes"]))
@@ -101,7 +89,7 @@ def test_several_labels_a_node() -> None:
     y = np.stack([np.arange(40) % 2 == 0, np.arange(40) % 3 == 0], 1)
     u, v = np.nonzero(np.triu(rng.random((40, 40)) < 0.1, 1))
     graph = Graph(np.stack([u, v]), tuple(f"v{i}" for i in range(40)), x=(y + rng.normal(size=y.shape)).astype(np.float32), y=y, classes=("a", "b"), features=("p", "q"))  # fmt: skip
-    model, fold, _ = fitted(f"graph-mamba({TINY})", GivenGraph.hold(finish(graph, False)), "node-classification")
+    model, fold, _ = first_fit(f"graph-mamba({TINY})", GivenGraph.hold(finish(graph, False)), "node-classification")
     out = model.predict(fold.test.blind())
     assert out.shape[1] == 2 and (out > 0).all() and (out < 1).all() and abs(out.sum(1) - 1).max() > 1e-3
 
@@ -114,12 +102,12 @@ def test_numbers_and_edge_features() -> None:
         ring = torch.stack([torch.arange(n), (torch.arange(n) + 1) % n])
         both = torch.cat([ring, ring.flip(0)], 1)
         graphs.append(Data(edge_index=both, num_nodes=n, edge_attr=torch.rand(2 * n, 2), y=torch.tensor([[float(n)]])))
-    model, fold, _ = fitted(f"graph-mamba({TINY})", graphs, "graph-regression")
+    model, fold, _ = first_fit(f"graph-mamba({TINY})", graphs, "graph-regression")
     assert model.schema["edge inputs"] == 2 and model.predict(fold.test.blind()).shape == (len(fold.test.query.rows), 1)
 
 
 def test_a_graph_is_answered_alike_in_any_company() -> None:
-    model, fold, _ = fitted(f"graph-mamba({TINY})")
+    model, fold, _ = first_fit(f"graph-mamba({TINY})", RINGS)
     part = fold.test.blind()
     whole = model.predict(part)
     for g in (0, 3):
@@ -128,14 +116,16 @@ def test_a_graph_is_answered_alike_in_any_company() -> None:
 
 
 def test_draws_are_averaged() -> None:
-    model, fold, _ = fitted(f"graph-mamba({TINY})")
+    model, fold, _ = first_fit(f"graph-mamba({TINY})", RINGS)
     part = fold.test.blind()
     once = model.predict(part)
     assert np.array_equal(once, model.predict(part))  # fixed when answering
     model.method = model.method.but(draws=8)
     several = model.predict(part)
     assert 1e-6 < np.abs(once - several).max() < 0.5
-    signed, fold, _ = fitted(f"graph-mamba({TINY}; pe=laplacian; walk_length=0; mixer=attention)".replace("walk_length=2; ", ""))
+    signed, fold, _ = first_fit(
+        f"graph-mamba({TINY}; pe=laplacian; walk_length=0; mixer=attention)".replace("walk_length=2; ", ""), RINGS
+    )
     kept = signed.predict(fold.test.blind())
     signed.method = signed.method.but(draws=4)  # an eigenvector's sign is free: other draws flip it
     assert np.abs(kept - signed.predict(fold.test.blind())).max() > 1e-6
@@ -145,7 +135,7 @@ def test_draws_are_averaged() -> None:
 
 # -- what it says ----------------------------------------------------------------------------------------------------------
 def test_what_the_walks_saw() -> None:
-    model, fold, _ = fitted("graph-mamba(width=8; layers=1; state=4; epochs=1; walk_length=3; walks=2; repeats=2)")
+    model, fold, _ = first_fit("graph-mamba(width=8; layers=1; state=4; epochs=1; walk_length=3; walks=2; repeats=2)", RINGS)
     found = model.explain(fold.test.blind())
     rows = found.tables["what the walks saw"]
     assert [row["walk length"] for row in rows] == [3, 2, 1] and found.scalars["tokens a node"] == 7
@@ -153,12 +143,12 @@ def test_what_the_walks_saw() -> None:
     assert rows[-1]["share of steps back at the node"] == 0  # one step never stays, where there are no loops
     nodes = sum(int(g.num_nodes) for g in fold.test.data)
     assert found.scalars["steps in all sequences"] == 7 * nodes
-    plain, fold, _ = fitted("graph-mamba(width=8; layers=1; state=4; epochs=1; walk_length=0)")
+    plain, fold, _ = first_fit("graph-mamba(width=8; layers=1; state=4; epochs=1; walk_length=0)", RINGS)
     found = plain.explain(fold.test.blind())
     [cost] = found.tables.values()  # on the user's own graphs, the control of equal width beside
     assert [row["nodes are read by"] for row in cost] == ["selective scan", "attention"]
     assert all(row["milliseconds a pass"] > 0 and row["nodes"] == max(g.num_nodes for g in fold.test.data) for row in cost)
-    control, fold, _ = fitted("graph-mamba(width=8; layers=1; state=4; epochs=1; walk_length=0; mixer=attention)")
+    control, fold, _ = first_fit("graph-mamba(width=8; layers=1; state=4; epochs=1; walk_length=0; mixer=attention)", RINGS)
     assert not control.explain(fold.test.blind()).tables
 
 
@@ -166,10 +156,10 @@ def test_ways_without_an_end_and_weights_are_noted() -> None:
     n = 30
     graph = Graph(np.stack([np.arange(n - 1), np.arange(1, n)]), tuple(f"v{i}" for i in range(n)), x=np.eye(n, 4, dtype=np.float32), y=np.arange(n) % 2, weight=np.full(n - 1, 2, np.float32), classes=("a", "b"), features=tuple("abcd"))  # fmt: skip
     data = GivenGraph.hold(finish(graph, None))
-    _, _, run = fitted(f"graph-mamba({TINY})", data, "node-classification")
+    _, _, run = first_fit(f"graph-mamba({TINY})", data, "node-classification")
     assert any("1 nodes have edges in and none out" in note for note in run.notes), run.notes
     assert any("weights are not read" in note for note in run.notes)
-    _, _, run = fitted(f"graph-mamba({TINY}; both_ways=true)", data, "node-classification")
+    _, _, run = first_fit(f"graph-mamba({TINY}; both_ways=true)", data, "node-classification")
     assert not any("none out" in note for note in run.notes)
 
 
@@ -183,7 +173,7 @@ def test_mistakes_are_named() -> None:
     deaf: Any = entry_of("graph-mamba(walk_length=0; mixer=none; mpnn=false)")
     assert "no node hears of another" in deaf.refuses(task_of("graph-classification"), {})
     with pytest.raises(UserError, match=r"34 nodes, and sequences are at most longest=20"):
-        fitted(f"graph-mamba({TINY}; longest=20)", "karate", "node-classification")
+        first_fit(f"graph-mamba({TINY}; longest=20)", "karate", "node-classification")
     with pytest.raises(UserError, match="even rings"):
         open_data("ring-transfer(nodes=9)").read()
 
@@ -196,7 +186,7 @@ def test_empty_and_lone_nodes_are_borne() -> None:
         edges = torch.cat([path, path.flip(0)], 1) if i % 2 else torch.zeros(2, 0, dtype=torch.int64)
         graphs.append(Data(edge_index=edges, num_nodes=n, y=torch.tensor([i % 2])))
     for more in ("", "; encoder=gin", "; pe=rwse"):
-        model, fold, _ = fitted(f"graph-mamba({TINY}{more})", graphs)
+        model, fold, _ = first_fit(f"graph-mamba({TINY}{more})", graphs)
         assert np.isfinite(model.predict(fold.test.blind())).all()
 
 
@@ -216,13 +206,13 @@ def test_what_lies_beyond_the_layers_is_heard_by_the_scan_alone() -> None:
     """Rings of 8, the answer four hops away, two layers: message passing cannot know it, one sequence over the nodes can."""
     data = "ring-transfer(nodes=8; classes=2; graphs=300)"
     short = "width=16; epochs=12; lr=0.005; batch=32"
-    assert headline(*fitted(f"graph-mamba:nodes-as-tokens({short})", data, "long-range")) > 0.9
-    assert headline(*fitted(f"graph-mamba:messages({short})", data, "long-range")) < 0.7
+    assert headline(*first_fit(f"graph-mamba:nodes-as-tokens({short})", data, "long-range")) > 0.9
+    assert headline(*first_fit(f"graph-mamba:messages({short})", data, "long-range")) < 0.7
 
 
 def test_a_few_epochs_on_mutag(mirror: Callable[[str], Path]) -> None:
     mirror("tu-mutag")
-    model, fold, run = fitted("graph-mamba:small(walk_length=2; walks=2; repeats=1; width=16; epochs=3)", "tu-mutag")
+    model, fold, run = first_fit("graph-mamba:small(walk_length=2; walks=2; repeats=1; width=16; epochs=3)", "tu-mutag")
     assert headline(model, fold, run) > 0.5
 
 
@@ -246,7 +236,7 @@ def test_attention_beside_it_on_the_nodes_of_a_graph(tmp_path: Path, graph_folde
     )  # fmt: skip
     assert status == 0, err
     assert "gps" in out and "graph-mamba" in out and "failed" not in out
-    model, fold, _ = fitted(tiny, str(graph_folder), "node-classification")
+    model, fold, _ = first_fit(tiny, str(graph_folder), "node-classification")
     found = model.predict(fold.test.blind())
     assert found.shape == (len(fold.test.query.rows), len(model.schema["classes"])) and np.allclose(found.sum(1), 1)
     with pytest.raises(UserError, match="fitted on nodes"):

@@ -25,24 +25,12 @@ from latticework.core.tuning import search_space
 from latticework.data.graphs import GivenGraphSet, GraphSet
 from latticework.graphs.counted import Counted, counts_of
 from latticework.graphs.motifs import Motifs
-from latticework.testing import check_data, check_method, check_probe
+from latticework.testing import check_data, check_method, check_probe, first_fit
 
 FINGERPRINTS = Path(__file__).parent / "fingerprints_k_path.json"
 RINGS = "rings-and-cliques(graphs=60; seed=0)"
 SMALL = "k-path(k=2; width=8; epochs=2)"
 Command = Callable[..., tuple[int, str, str]]
-
-
-def fitted(name: str, data: Any = RINGS, task: str = "graph-classification", seed: int = 0) -> tuple[Any, Any, Run]:
-    """(model, fold, run) of a fit on the first fold."""
-    given = open_data(data)
-    chosen = task_of(task).for_data(given)
-    fold = chosen.fold(given, chosen.plan(given, 1)[0][0])
-    run = Run(task=chosen, digest=given.digest(), fold="first", seed=seed)
-    method: Any = entry_of(name)
-    run._valid = fold.valid
-    with run.seeded():
-        return method.fit(fold.train, fold.valid, run), fold, run
 
 
 def of_networkx(graphs: list[nx.Graph], **more: Any) -> list[Data]:
@@ -73,38 +61,38 @@ def test_counted_and_motifs() -> None:
 # -- what must hold of the recipes -------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("backbone", [SMALL, "gin(width=8; layers=2; epochs=2)"])
 def test_without_strength_contrast_is_its_backbone_bit_for_bit(backbone: str) -> None:
-    plain, fold, run = fitted(backbone)
-    other, _, with_it = fitted(f"contrast(backbone={backbone}; strength=0)")
+    plain, fold, run = first_fit(backbone, RINGS)
+    other, _, with_it = first_fit(f"contrast(backbone={backbone}; strength=0)", RINGS)
     assert np.array_equal(plain.predict(fold.test.blind()), other.predict(fold.test.blind()))
     assert run.curve["loss"] == with_it.curve["loss"]
-    third, _, _ = fitted(f"contrast(backbone={backbone}; strength=10)")
+    third, _, _ = first_fit(f"contrast(backbone={backbone}; strength=10)", RINGS)
     assert not np.array_equal(plain.predict(fold.test.blind()), third.predict(fold.test.blind()))
 
 
 def test_random_and_adaptive_views_drop_at_the_same_rate() -> None:
     shares = {}
     for drop in ("adaptive", "random"):
-        _, _, run = fitted(f"contrast(backbone={SMALL}; drop={drop}; p=0.2,0.3; p_max=0.95)")
+        _, _, run = first_fit(f"contrast(backbone={SMALL}; drop={drop}; p=0.2,0.3; p_max=0.95)", RINGS)
         note = next(n for n in run.notes if n.startswith("views dropped"))
         shares[drop] = float(note.split()[2].rstrip("%"))
         assert drop in note
     assert abs(shares["random"] - 25) < 1.5 and abs(shares["adaptive"] - 25) < 2.5
-    assert not any(n.startswith("views") for n in fitted(f"contrast(backbone={SMALL}; drop=none)")[2].notes)
+    assert not any(n.startswith("views") for n in first_fit(f"contrast(backbone={SMALL}; drop=none)", RINGS)[2].notes)
 
 
 def test_what_they_say_of_themselves() -> None:
-    model, fold, run = fitted(f"contrast(backbone={SMALL})")
+    model, fold, run = first_fit(f"contrast(backbone={SMALL})", RINGS)
     assert any("paths of up to 2 edges" in n and "a root" in n for n in run.notes)
     found = model.explain(fold.test.blind())
     rows = found.tables["importance of edges"]
     assert {row["graph"] for row in rows} <= set(fold.test.query.ids) and all(0 < row["importance"] < 1 for row in rows)
     edges = sum(g.edge_index.shape[1] // 2 for g in fold.test.data[:3])
     assert len(rows) == edges
-    model, fold, _ = fitted(SMALL)
+    model, fold, _ = first_fit(SMALL, RINGS)
     rows = model.explain(fold.test.blind()).tables["paths and rooted sub-graphs"]
     assert [row["part"] for row in rows] == ["train", "this one"] and rows[0]["sampled roots"] == 0
     assert rows[1]["roots"] == sum(g.num_nodes for g in fold.test.data)
-    _, _, run = fitted("k-path(k=2; width=8; epochs=1; max_paths=4)")
+    _, _, run = first_fit("k-path(k=2; width=8; epochs=1; max_paths=4)", RINGS)
     assert any("with more than 4 paths were sampled" in n for n in run.notes)
 
 
@@ -116,7 +104,7 @@ def test_k_path_tells_apart_what_gin_cannot() -> None:
         graph.y = torch.tensor([i % 2])
     score = {}
     for name in ("k-path(k=2; width=16; epochs=30; lr=0.01; dropout=0)", "gin(width=16; epochs=5)"):
-        model, fold, run = fitted(name, graphs)
+        model, fold, run = first_fit(name, graphs)
         scores = run.task.score(run.task.answer(model, fold.test.blind(), run), fold.test, run)  # type: ignore[union-attr]
         score[name.partition("(")[0]] = next(s.value for s in scores if s.metric == "accuracy" and not s.at)
     assert score["k-path"] == 1.0 and score["gin"] == 0.5
@@ -132,12 +120,12 @@ def test_lone_nodes_and_graphs_without_edges_are_borne() -> None:
         "k-path(k=0; width=8; epochs=1)",
         "contrast(backbone=gin(width=8; epochs=1))",
     ):
-        model, fold, _ = fitted(name, graphs)
+        model, fold, _ = first_fit(name, graphs)
         assert np.isfinite(model.predict(fold.test.blind())).all()
 
 
 def test_a_model_answers_for_graphs_it_has_not_seen_in_any_batch(tmp_path: Path) -> None:
-    model, fold, _ = fitted(SMALL)
+    model, fold, _ = first_fit(SMALL, RINGS)
     part = fold.test.blind()
     whole = model.predict(part)
     one = part._replace(data=part.data[:1], query=type(part.query)(np.arange(1), part.query.ids[:1]))
@@ -284,7 +272,7 @@ def test_every_value_is_registered() -> None:
 # -- real ----------------------------------------------------------------------------------------------------------------
 def test_two_epochs_on_mutag(mirror: Callable[[str], Path]) -> None:
     mirror("tu-mutag")
-    model, fold, run = fitted("k-path(epochs=2; width=32; lr=0.005)", "tu-mutag")
+    model, fold, run = first_fit("k-path(epochs=2; width=32; lr=0.005)", "tu-mutag")
     scores = run.task.score(run.task.answer(model, fold.test.blind(), run), fold.test, run)  # type: ignore[union-attr]
     assert next(s.value for s in scores if s.metric == "accuracy" and not s.at) > 0.5
     assert model.schema["paths"]["most paths of a root"] == 20 and model.schema["paths"]["sampled roots"] == 0

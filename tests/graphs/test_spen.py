@@ -19,29 +19,17 @@ from torch_geometric.data import Data
 
 from latticework.core.dataset import open_data
 from latticework.core.errors import UserError
-from latticework.core.grid import entry_of, task_of
+from latticework.core.grid import entry_of
 from latticework.core.run import Run
 from latticework.data.graphs import GivenGraphSet
 from latticework.graphs.ego_sizes import EgoSizes
-from latticework.testing import check_method, check_probe
+from latticework.testing import check_method, check_probe, first_fit
 
 FINGERPRINTS = Path(__file__).parent / "fingerprints_spen.json"
 RINGS = "rings-and-cliques(graphs=60; seed=0)"
 SMALL = "spen(width=4; layers=2; epochs=2; hidden=8; cap=4)"
 GLOBAL = "ign(width=4; layers=2; epochs=2; hidden=8)"
 Command = Callable[..., tuple[int, str, str]]
-
-
-def fitted(name: str, data: Any = RINGS, task: str = "graph-classification", seed: int = 0) -> tuple[Any, Any, Run]:
-    """(model, fold, run) of a fit on the first fold."""
-    given = open_data(data)
-    chosen = task_of(task).for_data(given)
-    fold = chosen.fold(given, chosen.plan(given, 1)[0][0])
-    run = Run(task=chosen, digest=given.digest(), fold="first", seed=seed)
-    method: Any = entry_of(name)
-    run._valid = fold.valid
-    with run.seeded():
-        return method.fit(fold.train, fold.valid, run), fold, run
 
 
 def of_networkx(graph: nx.Graph, y: int | None = None) -> Data:
@@ -70,15 +58,15 @@ def test_probe() -> None:
 
 # -- what must hold of the recipes ---------------------------------------------------------------------------------------------
 def test_sharing_changes_no_answer() -> None:
-    a, fold, run = fitted(SMALL)
-    b, _, control = fitted(SMALL.replace("cap", "share=false; cap"))
+    a, fold, run = first_fit(SMALL, RINGS)
+    b, _, control = first_fit(SMALL.replace("cap", "share=false; cap"), RINGS)
     np.testing.assert_allclose(a.predict(fold.test.blind()), b.predict(fold.test.blind()), atol=2e-4)
     for (_, one), (_, other) in zip(run.curve["loss"], control.curve["loss"], strict=True):
         assert one == pytest.approx(other, abs=1e-4)
 
 
 def test_a_size_never_met_takes_the_nearest_weights_and_says_so() -> None:
-    model, fold, _ = fitted(SMALL)
+    model, fold, _ = first_fit(SMALL, RINGS)
     assert max(model.schema["weight sizes"]) == 4
     largest = max(model.schema["ego sizes"])
     hub = nx.star_graph(largest + 3)
@@ -96,7 +84,7 @@ def test_a_size_never_met_takes_the_nearest_weights_and_says_so() -> None:
 
 
 def test_a_model_answers_for_graphs_it_has_not_seen_in_any_batch() -> None:
-    model, fold, _ = fitted(SMALL)
+    model, fold, _ = first_fit(SMALL, RINGS)
     part = fold.test.blind()
     whole = model.predict(part)
     one = part._replace(data=part.data[:1], query=type(part.query)(np.arange(1), part.query.ids[:1]))
@@ -105,7 +93,7 @@ def test_a_model_answers_for_graphs_it_has_not_seen_in_any_batch() -> None:
 
 
 def test_what_a_model_says_of_its_egos() -> None:
-    model, fold, _ = fitted(SMALL)
+    model, fold, _ = first_fit(SMALL, RINGS)
     part = fold.test.blind()
     found = model.explain(part)
     rows = found.tables["ego sizes"]
@@ -125,7 +113,7 @@ def test_two_hops_learn_what_message_passing_cannot() -> None:
     score = {}
     for hops in (1, 2):
         name = f"spen(hops={hops}; norm=none; width=8; layers=2; hidden=16; dropout=0; epochs=25; lr=0.01; drop_every=0)"
-        model, fold, run = fitted(name, graphs)
+        model, fold, run = first_fit(name, graphs)
         scores = run.task.score(run.task.answer(model, fold.test.blind(), run), fold.test, run)  # type: ignore[union-attr]
         score[hops] = next(s.value for s in scores if s.metric == "accuracy" and not s.at)
     assert score == {1: 0.5, 2: 1.0}
@@ -135,7 +123,7 @@ def test_lone_nodes_and_graphs_without_edges_are_borne() -> None:
     shapes = [nx.empty_graph(1 + i % 3) if i % 4 == 0 else nx.path_graph(2 + i % 5) for i in range(40)]
     graphs = [of_networkx(g, int(i % 4 == 0)) for i, g in enumerate(shapes)]
     for name in (SMALL, GLOBAL, SMALL.replace("cap", "features=degree; cap")):
-        model, fold, _ = fitted(name, graphs)
+        model, fold, _ = first_fit(name, graphs)
         assert np.isfinite(model.predict(fold.test.blind())).all()
 
 
@@ -146,7 +134,7 @@ def test_edge_features_reach_the_first_tensor() -> None:
         data = of_networkx(nx.path_graph(4 + i % 3), i % 2)
         data.edge_attr = torch.from_numpy(rng.random((data.edge_index.shape[1], 2)).astype(np.float32))
         graphs.append(data)
-    model, fold, _ = fitted(SMALL, graphs)
+    model, fold, _ = first_fit(SMALL, graphs)
     assert model.net.edge_inputs == 2 and np.isfinite(model.predict(fold.test.blind())).all()
 
 
@@ -196,7 +184,7 @@ def test_an_ego_that_is_too_large_is_named() -> None:
         (GLOBAL.replace("hidden", "max_ego=6; hidden"), "has 10 nodes, and at most 6 .* use spen"),
     ):
         with pytest.raises(UserError, match=words) as caught:
-            fitted(name, graphs + hubs)
+            first_fit(name, graphs + hubs)
         named = re.match(r"graph '(\d+)': ", str(caught.value))  # by the user's id, wherever the fold put it
         assert named and 30 <= int(named[1]) < 60
 
@@ -205,10 +193,10 @@ def test_broken_sets_are_named_before_a_fit() -> None:
     outside = [of_networkx(nx.path_graph(4), i % 2) for i in range(20)]
     outside[3].edge_index = outside[3].edge_index + 4
     with pytest.raises(UserError, match="node"):
-        fitted(SMALL, outside)
+        first_fit(SMALL, outside)
     one = [of_networkx(nx.path_graph(4 + i % 3), 0) for i in range(20)]
     with pytest.raises(UserError, match="class"):
-        fitted(SMALL, one)
+        first_fit(SMALL, one)
 
 
 # -- the commands ----------------------------------------------------------------------------------------------------------------
@@ -243,7 +231,7 @@ def test_every_preset_is_an_entry_and_can_be_tuned() -> None:
 # -- real ------------------------------------------------------------------------------------------------------------------------
 def test_a_short_fit_on_mutag(mirror: Callable[[str], Path]) -> None:
     mirror("tu-mutag")
-    model, fold, run = fitted("spen:small(epochs=4; lr=0.005; width=8)", "tu-mutag")
+    model, fold, run = first_fit("spen:small(epochs=4; lr=0.005; width=8)", "tu-mutag")
     scores = run.task.score(run.task.answer(model, fold.test.blind(), run), fold.test, run)  # type: ignore[union-attr]
     assert next(s.value for s in scores if s.metric == "accuracy" and not s.at) > 0.5
     assert model.schema["weight sizes"] == [2, 3, 4, 5] or model.schema["weight sizes"] == [2, 3, 4]

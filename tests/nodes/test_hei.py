@@ -16,22 +16,11 @@ from latticework.core.grid import entry_of, task_of
 from latticework.core.ledger import Ledger
 from latticework.core.run import Run
 from latticework.nodes.hei import EnvironmentNet, Environments, HEIModel
-from latticework.testing import check_method
+from latticework.testing import check_method, first_fit
 
 FINGERPRINTS = Path(__file__).parent / "fingerprints_hei.json"
 MLP = "mlp(hidden=16; dropout=0; lr=0.005; weight_decay=0; epochs=1700)"
 GENERATOR = f"backbone={MLP}; environments=2; warm_up=300; infer_epochs=400; strength=1000; environment_lr=0.01"
-
-
-def fitted(entry: str, data: Any, fold: str = "random-0", valid: bool = True, **how: Any) -> tuple[Any, Any, Run]:
-    """Model, fold and run of an entry, without a ledger."""
-    given = open_data(data)
-    task = task_of("node-classification").for_data(given)
-    parts = task.fold(given, fold)
-    run = Run(task=task, digest=given.digest(), fold=fold, label=entry, **how)
-    with run.seeded():
-        model = entry_of(entry).fit(parts.train, parts.valid if valid else None, run)
-    return model, parts, run
 
 
 def weights_of(model: Any) -> dict[str, torch.Tensor]:
@@ -51,18 +40,18 @@ BACKBONES = [
 @pytest.mark.parametrize("off", ["strength=0", "environments=1"])
 @pytest.mark.parametrize("penalty", ["irm", "gap"])
 def test_without_a_penalty_it_is_plain_training(backbone: str, off: str, penalty: str, make_blocks: Any) -> None:
-    plain = fitted(backbone, make_blocks())[0]
-    model, parts, _ = fitted(f"hei(backbone={backbone}; penalty={penalty}; warm_up=2; infer_epochs=3; {off})", make_blocks())
+    plain = first_fit(backbone, make_blocks())[0]
+    model, parts, _ = first_fit(f"hei(backbone={backbone}; penalty={penalty}; warm_up=2; infer_epochs=3; {off})", make_blocks())
     assert all(torch.equal(value, weights_of(model)[name]) for name, value in weights_of(plain).items())
     assert np.array_equal(plain.predict(parts.test), model.predict(parts.test))
-    with_it = fitted(f"hei(backbone={backbone}; penalty={penalty}; warm_up=2; infer_epochs=3)", make_blocks())[0]
+    with_it = first_fit(f"hei(backbone={backbone}; penalty={penalty}; warm_up=2; infer_epochs=3)", make_blocks())[0]
     assert any(not torch.equal(value, weights_of(with_it)[name]) for name, value in weights_of(plain).items())
 
 
 def test_it_is_plain_training_until_the_penalty_sets_in(make_blocks: Any) -> None:
     """The losses of warm-up and inference are those of the backbone alone, with dropout."""
-    plain = fitted("linkx(epochs=12; hidden=8)", make_blocks())[2].curve["loss"]
-    found = fitted("hei(backbone=linkx(epochs=12; hidden=8); warm_up=4; infer_epochs=4; strength=5)", make_blocks())[2].curve[
+    plain = first_fit("linkx(epochs=12; hidden=8)", make_blocks())[2].curve["loss"]
+    found = first_fit("hei(backbone=linkx(epochs=12; hidden=8); warm_up=4; infer_epochs=4; strength=5)", make_blocks())[2].curve[
         "loss"
     ]
     # the ninth loss holds the penalty already
@@ -71,7 +60,7 @@ def test_it_is_plain_training_until_the_penalty_sets_in(make_blocks: Any) -> Non
 
 def test_the_epoch_is_chosen_among_those_with_the_penalty(make_blocks: Any) -> None:
     entry = "hei(backbone=linkx(epochs=30; hidden=8; patience=5); warm_up=8; infer_epochs=8; strength=5)"
-    _, _, run = fitted(entry, make_blocks())
+    _, _, run = first_fit(entry, make_blocks())
     chosen = int(run.notes[-1].split()[3].rstrip(","))
     assert chosen > 16 and run.curve["loss"][-1][0] >= 16  # a patience shorter than the first phases does not end them
 
@@ -79,7 +68,7 @@ def test_the_epoch_is_chosen_among_those_with_the_penalty(make_blocks: Any) -> N
 def test_environments_ascend_the_penalty_and_then_stay(make_blocks: Any) -> None:
     def shares(infer: int, more: int) -> np.ndarray:
         entry = f"hei(backbone=mlp(epochs={5 + infer + more}; hidden=8); warm_up=5; infer_epochs={infer}; environment_lr=0.05)"
-        model, parts, _ = fitted(entry, make_blocks(), valid=False)
+        model, parts, _ = first_fit(entry, make_blocks(), validate=False)
         return model.environments(model.method.pattern(parts.train))
 
     start, short, long = shares(0, 3), shares(40, 1), shares(40, 30)
@@ -103,14 +92,14 @@ def test_heads_of_the_environments(make_blocks: Any) -> None:
     assert all(torch.equal(h.final.maps[0].weight, net.final.maps[0].weight) for h in around.heads)
     assert all(h.final.maps[0].weight is not net.final.maps[0].weight for h in around.heads)
     entry = "hei(backbone=linkx(epochs=30; hidden=8); penalty=gap; strength=1; warm_up=5; infer_epochs=5)"
-    losses = [v for _, v in fitted(entry, make_blocks())[2].curve["loss"]]
+    losses = [v for _, v in first_fit(entry, make_blocks())[2].curve["loss"]]
     assert np.isfinite(losses).all()
 
 
 @pytest.mark.parametrize("penalty", ["irm", "gap", "official"])
 def test_a_fit_that_was_killed_goes_on_with_the_same_bits(penalty: str, make_blocks: Any, tmp_path: Path) -> None:
     entry = f"hei(backbone=linkx(epochs=16; hidden=8); penalty={penalty}; strength=2; warm_up=3; infer_epochs=5)"
-    whole = fitted(entry, make_blocks())[0]
+    whole = first_fit(entry, make_blocks())[0]
 
     class Killed(Exception):
         pass
@@ -143,8 +132,8 @@ def test_a_pattern_that_does_not_vary_is_plain_training(make_blocks: Any) -> Non
     ring = np.stack([np.arange(n), (np.arange(n) + 1) % n])
     both = np.concatenate([ring, ring[::-1]], 1)
     graph = replace(make_blocks(n=n), edge_index=both, x=np.ones((n, 4), np.float32), _cache={})
-    model, parts, run = fitted("hei(backbone=linkx(epochs=8; hidden=4); warm_up=1; infer_epochs=1)", graph)
-    plain = fitted("linkx(epochs=8; hidden=4)", graph)[0]
+    model, parts, run = first_fit("hei(backbone=linkx(epochs=8; hidden=4); warm_up=1; infer_epochs=1)", graph)
+    plain = first_fit("linkx(epochs=8; hidden=4)", graph)[0]
     assert "plain training" in run.notes[0] and np.array_equal(plain.predict(parts.test), model.predict(parts.test))
     assert np.allclose(model.environments(np.zeros(2)), 0.25)
 
@@ -157,9 +146,9 @@ def test_the_generator(seed: int) -> None:
     def accuracy(model: Any, part: Any) -> float:
         return float((model.predict(part).argmax(1) == part.truth.y).mean())
 
-    plain, parts, _ = fitted(MLP, data, "fixed")
+    plain, parts, _ = first_fit(MLP, data, fold="fixed")
     assert accuracy(plain, parts.train) > 0.87 and accuracy(plain, parts.test) <= 0.2
-    model, parts, _ = fitted(f"hei({GENERATOR})", data, "fixed")
+    model, parts, _ = first_fit(f"hei({GENERATOR})", data, fold="fixed")
     assert accuracy(model, parts.test) >= 0.75 and accuracy(model, parts.train) < 0.84
     z = model.method.pattern(parts.train)[parts.train.query.rows]
     rho = model.environments(z)
@@ -187,7 +176,7 @@ def test_explain_says_whether_there_is_a_shift(make_blocks: Any) -> None:
         features=("a", "b"),
         _cache={},
     )
-    model, parts, _ = fitted("hei(backbone=mlp(epochs=60); warm_up=5; infer_epochs=5)", graph, "fixed")
+    model, parts, _ = first_fit("hei(backbone=mlp(epochs=60); warm_up=5; infer_epochs=5)", graph, fold="fixed")
     found = model.explain(parts.test.blind())
     assert (
         found.scalars["mean homophily of labelled nodes"]
@@ -212,7 +201,7 @@ def test_refusals(make_blocks: Any) -> None:
         with pytest.raises(UserError, match=says):
             entry_of(f"hei({text})")
     with pytest.raises(UserError, match="leave none"):
-        fitted("hei(backbone=linkx(epochs=10))", make_blocks())
+        first_fit("hei(backbone=linkx(epochs=10))", make_blocks())
 
 
 def test_bad_parts(make_blocks: Any) -> None:
@@ -247,7 +236,7 @@ def test_filtered_chameleon(mirror: Any) -> None:
     """One split, few epochs: above the share of the largest class, in both halves."""
     mirror("heterophilous")
     entry = "hei(backbone=linkx(hidden=64; epochs=60); warm_up=20; infer_epochs=20)"
-    model, parts, run = fitted(entry, "heterophilous:chameleon", "given-0")
+    model, parts, run = first_fit(entry, "heterophilous:chameleon", fold="given-0")
     task = task_of("node-classification")
     scores = task.score(task.answer(model, parts.test, run), parts.test, run)
     halves = {s.at["range"]: s.value for s in scores if s.at.get("slice") == "homophily"}

@@ -29,7 +29,7 @@ from latticework.core.ledger import Ledger
 from latticework.core.method import Method
 from latticework.core.result import Result
 from latticework.core.run import Run, fitted, part_digest
-from latticework.core.task import Part, Task
+from latticework.core.task import Fold, Part, Task
 from latticework.core.value import Value
 
 RECORD = "LATTICEWORK_RECORD"
@@ -106,11 +106,7 @@ def check_method(
     method: str | Method, data: Any = "karate", task: str | Task | None = None, *, fingerprints: Path | None = None
 ) -> Result:
     """The whole battery on a small fit; `fingerprints` is a JSON file of stored scores that catches a forgotten `revision`."""
-    value = entry_of(method) if isinstance(method, str) else method
-    given = open_data(data)
-    chosen = task if isinstance(task, Task) else task_of(task) if task else task_for(value, given)
-    assert chosen is not None, f"{value.name} has no task for data of kind {given.kind}"
-    chosen = chosen.for_data(given)
+    value, given, chosen = _asked(method, data, task)
     check_value(value)
     with TemporaryDirectory() as folder:
         first = _result(chosen, given, value, folder + "/a")
@@ -126,6 +122,31 @@ def check_method(
     if fingerprints is not None:
         check_revision(value, given, chosen, first, fingerprints)
     return first
+
+
+def first_fit(
+    method: str | Method,
+    data: Any,
+    task: str | Task | None = None,
+    fold: str | None = None,
+    *,
+    seed: int = 0,
+    validate: bool = True,
+) -> tuple[Any, Fold, Run]:
+    """(model, fold, run) of a fit on one fold of the data, the first unless one is named, without a ledger."""
+    value, given, chosen = _asked(method, data, task)
+    name = fold or chosen.plan(given, 1)[0][0]
+    parts = chosen.fold(given, name)
+    run = Run(task=chosen, digest=given.digest(), fold=name, seed=seed)
+    return fitted(suited(chosen, value), parts.train, parts.valid if validate else None, run), parts, run
+
+
+def _asked(method: str | Method, data: Any, task: str | Task | None) -> tuple[Method, Dataset, Task]:
+    value = entry_of(method) if isinstance(method, str) else method
+    given = open_data(data)
+    chosen = task if isinstance(task, Task) else task_of(task) if task else task_for(value, given)
+    assert chosen is not None, f"{value.name} has no task for data of kind {given.kind}"
+    return value, given, chosen.for_data(given)
 
 
 def _result(task: Task, data: Dataset, method: Method, root: str, seed: int = 0, device: str = "cpu") -> Result:
