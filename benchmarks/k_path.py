@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import networkx as nx
 import numpy as np
 import torch
+from graph_steps import against_gin, step_costs
 from timing import taken
 
-from latticework.common.graph_batches import Packed
 from latticework.core.dataset import open_data
-from latticework.core.grid import entry_of, task_of
-from latticework.graphs.network import loss_of, outputs_of
 from latticework.layers.paths import motif_totals, rooted_paths, simple_graph
-
-STEPS = 6
 
 
 def by_networkx(graphs: Sequence[nx.Graph], k: int) -> list[dict[tuple[int, int, int], int]]:
@@ -75,44 +70,5 @@ def run() -> list[dict[str, Any]]:
         "name": "cycles of up to 6 nodes in the karate club", "ours_s": ours, "peer": "networkx simple_cycles", "peer_s": theirs,
         "ratio": theirs / ours,
     })  # fmt: skip
-    return rows + steps(data)
-
-
-def steps(data: Any) -> list[dict[str, Any]]:
-    """A training step on batches of 32 graphs of PROTEINS: k-path and contrast around it against GIN of equal width."""
-    task = task_of("graph-classification").for_data(data)
-    part = task.fold(data, task.plan(data, 1)[0][0]).train
-    entries = {"k-path": "k-path", "contrast": "contrast", "gin": "gin"}
-    seconds, prepared = {}, {}
-    for name, text in entries.items():
-        method: Any = entry_of(text)
-        schema = method.settled(part)
-        started = time.perf_counter()
-        packed = Packed(method.prepare(part.data, schema))
-        prepared[name] = time.perf_counter() - started
-        torch.manual_seed(0)
-        net = method.module(schema["inputs"], outputs_of(schema), schema).train()
-        optimiser = method.optimiser(net)
-        target = torch.from_numpy(part.truth.y)
-        batches = packed.batches(32, torch.Generator().manual_seed(0))[:STEPS]
-
-        def train(
-            net: Any = net, packed: Packed = packed, optimiser: Any = optimiser, method: Any = method, batches: Any = batches,
-            target: Any = target,
-        ) -> None:  # fmt: skip
-            for chosen in batches:
-                batch = packed.batch(chosen)
-                optimiser.zero_grad(set_to_none=True)
-                loss = loss_of(net(batch), target[chosen])
-                extra = method.extra_loss(net, batch, None)
-                (loss if extra is None else loss + extra).backward()
-                optimiser.step()
-
-        seconds[name] = taken(train) / len(batches)
-    rows = []
-    for name in ("k-path", "contrast"):
-        rows.append({
-            "name": f"a training step on PROTEINS, {name} at k = 3", "ours_s": seconds[name], "peer": "gin", "peer_s": seconds["gin"],
-            "ratio": seconds["gin"] / seconds[name], "over_gin": seconds[name] / seconds["gin"], "prepare_s": prepared[name],
-        })  # fmt: skip
-    return rows
+    costs = step_costs("tu-proteins", {"k-path": "k-path", "contrast": "contrast", "gin": "gin"})
+    return rows + [against_gin(f"a training step on PROTEINS, {name} at k = 3", costs, name) for name in ("k-path", "contrast")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -10,21 +9,17 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import torch
-from timing import taken
+from graph_steps import against_gin, step_costs
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch_geometric.data import Batch, Data
 
-from latticework.common.graph_batches import Packed
 from latticework.core.dataset import open_data
-from latticework.core.grid import entry_of, task_of
-from latticework.graphs.network import loss_of, outputs_of
 from latticework.graphs.spen import SPEN, LocalMaps, LocalReadOut, with_egos
 
 WIDTH = 16
-STEPS = 6
 
 
 class Held(TorchDispatchMode):
@@ -158,45 +153,16 @@ def on_sets() -> list[dict[str, Any]]:
 
 def steps() -> list[dict[str, Any]]:
     """A training step on batches of 32 graphs of NCI1 against a GIN of three layers and equal width."""
-    data: Any = open_data("tu-nci1")
-    task = task_of("graph-classification").for_data(data)
-    part = task.fold(data, task.plan(data, 1)[0][0]).train
     entries = {
         "spen": "spen(layers=3; cap=5)", "spen, egos not shared": "spen(layers=3; cap=5; share=false)", "ign": "ign(layers=3)",
         "gin": f"gin(layers=3; width={WIDTH})",
     }  # fmt: skip
-    seconds, prepared = {}, {}
-    for name, text in entries.items():
-        method: Any = entry_of(text)
-        schema = method.settled(part)
-        started = time.perf_counter()
-        packed = Packed(method.prepare(part.data, schema))
-        prepared[name] = time.perf_counter() - started
-        torch.manual_seed(0)
-        net = method.module(schema["inputs"], outputs_of(schema), schema).train()
-        optimiser = method.optimiser(net)
-        target = torch.from_numpy(part.truth.y)
-        batches = packed.batches(32, torch.Generator().manual_seed(0))[:STEPS]
-
-        def train(
-            net: Any = net, packed: Packed = packed, optimiser: Any = optimiser, batches: Any = batches, target: Any = target
-        ) -> None:
-            for chosen in batches:
-                optimiser.zero_grad(set_to_none=True)
-                loss_of(net(packed.batch(chosen)), target[chosen]).backward()
-                optimiser.step()
-
-        seconds[name] = taken(train) / len(batches)
-    rows = [
-        {
-            "name": f"a training step on NCI1, {name}", "ours_s": seconds[name], "peer": "gin", "peer_s": seconds["gin"],
-            "ratio": seconds["gin"] / seconds[name], "over_gin": seconds[name] / seconds["gin"], "prepare_s": prepared[name],
-        }
-        for name in ("spen", "spen, egos not shared", "ign")
-    ]  # fmt: skip
+    costs = step_costs("tu-nci1", entries)
+    rows = [against_gin(f"a training step on NCI1, {name}", costs, name) for name in entries if name != "gin"]
+    shared, apart = costs["spen"].step, costs["spen, egos not shared"].step
     rows.append({
-        "name": "what computing equal egos once saves of a step", "ours_s": seconds["spen"], "peer": "spen(share=false)",
-        "peer_s": seconds["spen, egos not shared"], "ratio": seconds["spen, egos not shared"] / seconds["spen"],
+        "name": "what computing equal egos once saves of a step", "ours_s": shared, "peer": "spen(share=false)", "peer_s": apart,
+        "ratio": apart / shared,
     })  # fmt: skip
     return rows
 
