@@ -300,6 +300,12 @@ def test_the_cost_is_said_beforehand(tmp_path: Path) -> None:
     known = forecast(grid, str(tmp_path))
     assert known["left"] == 6 and known["unknown"] == 0 and known["seconds"] > 0
     assert len(finished(grid, Ledger(tmp_path))) == 3
+    (case,) = grid.cases()
+    entry = case.entries[0][0]
+    elsewhere = forecast(grid, str(tmp_path / "new"), told={(case.label, entry): 100.0})
+    of_entry = sum(cell.entry == entry for cell in grid.cells())
+    assert elsewhere["seconds"] == 100 * of_entry and elsewhere["unknown"] == 9 - of_entry
+    assert forecast(grid, str(tmp_path), told={(case.label, entry): 1e6})["seconds"] < 1e6  # what was seen here counts
 
 
 def test_no_overhead_worth_a_word(tmp_path: Path) -> None:

@@ -58,13 +58,13 @@ def _grid(table: registry.Table, record: bool, runs: Path, jobs: int, device: st
     from latticework.core.board import Board
     from latticework.core.grid import Grid, finished
     from latticework.core.ledger import Ledger
-    from latticework.core.tables import record_table
+    from latticework.core.tables import record_table, recorded_costs
 
     from ._board import say_cost, show_board
 
     grid = Grid.make(table.grid)
     print(f"{table.name}: {table.says}", flush=True)
-    say_cost(Console(stderr=True), grid, runs)
+    say_cost(Console(stderr=True), grid, runs, recorded_costs(table))
     try:
         with _bar(table.name) as on_done:
             board = face.compare_grid(grid, runs=runs, jobs=jobs, device=device, on_done=on_done)

@@ -23,7 +23,7 @@ from .method import Method
 from .result import Result
 from .task import Task
 from .tuning import Tuned, TunedOnce
-from .value import Value, setting
+from .value import Value, digest_of, setting
 
 POLL_S = 0.2
 
@@ -47,6 +47,17 @@ class Case(NamedTuple):
     task: Task
     entries: tuple[tuple[str, Method, bool], ...]  # label, method, came unasked
     pairs: tuple[tuple[str, int], ...]
+
+    def cells(self) -> list[tuple[int, Cell]]:
+        """(repeat, cell) of all its cells; a method without chance counts once a fold."""
+        found: dict[Any, tuple[int, Cell]] = {}
+        for repeat, (fold, seed) in enumerate(self.pairs):
+            for label, method, _ in self.entries:
+                own = seed if method.chance else 0
+                if (label, fold, own) not in found:
+                    cell = Cell(label, self.data.plain(), self.task.plain(), method.plain(), fold, own)
+                    found[label, fold, own] = (repeat, cell)
+        return list(found.values())
 
 
 class Grid(Value):
@@ -133,17 +144,7 @@ class Grid(Value):
 
     def cells(self) -> list[Cell]:
         """All cells, seed by seed; a method without chance counts once a fold."""
-        cells = []
-        for case in self.cases():
-            seen = set()
-            for fold, seed in case.pairs:
-                for label, method, _ in case.entries:
-                    key = (label, fold, seed if method.chance else 0)
-                    if key not in seen:
-                        seen.add(key)
-                        cells.append((case.pairs.index((fold, seed)), Cell(
-                            label, case.data.plain(), case.task.plain(), method.plain(), fold, seed if method.chance else 0,
-                        )))  # fmt: skip
+        cells = [pair for case in self.cases() for pair in case.cells()]
         return [cell for _, cell in sorted(cells, key=lambda pair: pair[0])]
 
 
@@ -312,23 +313,28 @@ class Pool:
                 yield waiting.pop(future), future.result()
 
 
-def forecast(grid: Grid, root: str, options: Options = Options()) -> dict[str, Any]:
-    """What is to run and what it will cost, from the costs recorded for the same method and task before."""
+def forecast(grid: Grid, root: str, options: Options = Options(), told: Mapping[tuple[str, str], float] = {}) -> dict[str, Any]:
+    """What is to run and what it will cost, by what the same method cost on the same data in this ledger.
+
+    `told`: seconds of a cell by (case, entry) that were measured elsewhere, for what this ledger does not know.
+    """
     ledger = Ledger(root)
     known: dict[str, list[float]] = {}
     for result in ledger.results():
         if result.status == "done" and result.provenance.get("method"):
-            known.setdefault(result.provenance["method"]["is"] + str(result.provenance.get("digest")), []).append(
+            known.setdefault(digest_of([result.provenance["method"], result.provenance.get("digest")]), []).append(
                 result.cost.fit_s + result.cost.refs_s + result.cost.predict_s
             )
     digests: dict[str, str] = {}
-    cells = grid.cells()
-    left = [c for c in cells if ledger.result(key_of(c, options, digests)) is None]
-    seconds, unknown = 0.0, 0
-    for cell in left:
-        found = known.get(cell.method["is"] + digests[repr(cell.data)])
-        if found:
-            seconds += sum(found) / len(found)
-        else:
-            unknown += 1
-    return {"cells": len(cells), "left": len(left), "seconds": seconds, "unknown": unknown}
+    every, left, seconds, unknown = 0, 0, 0.0, 0
+    for case in grid.cases():
+        for _, cell in case.cells():
+            every += 1
+            if ledger.result(key_of(cell, options, digests)) is not None:
+                continue
+            left += 1
+            found = known.get(digest_of([cell.method, digests[repr(cell.data)]]))
+            cost = sum(found) / len(found) if found else told.get((case.label, cell.entry))
+            seconds += cost or 0.0
+            unknown += cost is None
+    return {"cells": every, "left": left, "seconds": seconds, "unknown": unknown}

@@ -52,6 +52,20 @@ def _case(case: CaseBoard) -> dict[str, Any]:
     return {"label": case.label, "metric": case.metric, "baseline": case.baseline, "rows": rows, "provenance": case.provenance}
 
 
+def recorded_costs(table: Table) -> dict[tuple[str, str], float]:
+    """Seconds of a cell by (data set, method), as the recorded board has them."""
+    if not table.record.exists():
+        return {}
+    found = json.loads(table.record.read_text(encoding="utf-8"))
+    costs = {}
+    for case in found["cases"]:
+        for row in case["rows"]:
+            if row["fit_s"] is not None:
+                once = row["n"] / row["planned"] if found["grid"]["tune_once"] else 1.0  # a search is paid for once a data set
+                costs[case["label"], row["name"]] = row["fit_s"] + once * (row["refs_s"] or 0.0)
+    return costs
+
+
 def page(table: Table) -> str:
     """The recorded board as Markdown: a table a data set, average ranks, and how each method stands against the baselines."""
     lines = [f"# {table.name}", "", table.says, "", "```", f"latticework reproduce {table.name} --record", "```", ""]
