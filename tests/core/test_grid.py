@@ -226,16 +226,17 @@ def test_a_field_added_later_keeps_old_keys() -> None:
 def test_a_partial_table_is_recorded_as_partial(tmp_path: Path) -> None:
     from latticework.core.board import Board
     from latticework.core.registry import Table
-    from latticework.core.tables import page, record_table
+    from latticework.core.tables import page, record_table, recorded_costs
 
     grid = Grid.make({"data": ["karate", "digits-knn"], "entries": ["majority"], "repeats": 2, "baselines": False})
     plain = {k: v for k, v in grid.plain().items() if k != "is"}
     table = Table("small", "Two data sets.", plain, tmp_path / "evidence" / "tables" / "small.json")
-    assert "Not run yet" in page(table)
+    assert "Not run yet" in page(table) and recorded_costs(table) == {}
     ledger = Ledger(tmp_path / "runs")
     run_grid(grid.but(repeats=1), str(ledger.root))
     record_table(table, Board.of(grid, finished(grid, ledger), ledger))
     assert "**Partial: 2 of 4 cells are finished.**" in page(table) and "| majority | 0." in page(table)
+    assert forecast(grid, str(tmp_path / "elsewhere"), told=recorded_costs(table))["unknown"] == 0
     run_grid(grid, str(ledger.root))
     record_table(table, Board.of(grid, finished(grid, ledger), ledger))
     assert "Partial" not in page(table)
