@@ -710,3 +710,24 @@ def test_states_of_nodes_are_the_last_ones_of_the_encoder() -> None:
     with captured(net.net, int(batch.num_nodes)) as found:
         net.net.encode(batch)
     assert found[-1].shape == (batch.num_nodes, 8) and len(found) > 4
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 9), st.integers(0, 10_000))
+def test_each_direction_keeps_its_own_features(n: int, seed: int) -> None:
+    """A message from u to w reads the features of the edge u -> w where that was written, else those of w -> u."""
+    rng = np.random.default_rng(seed)
+    pairs = np.stack(np.nonzero(rng.random((n, n)) < 0.4))
+    pairs = pairs[:, rng.permutation(pairs.shape[1])]
+    told = torch.arange(pairs.shape[1], dtype=torch.float32)[:, None] + 1
+    item = Data(x=torch.ones(n, 1), edge_index=torch.from_numpy(pairs), edge_attr=told, num_nodes=n)
+    known = {(u, w): float(a) for (u, w), a in zip(pairs.T.tolist(), told, strict=True)}
+    first = as_data(nx.path_graph(3))
+    first.edge_attr = torch.zeros(4, 1)
+    once = rooted_data([first, item], Counting(2))[1]
+    for made in (once, rooted_data([once], Counting(2))[0]):
+        assert {tuple(e) for e in made.edge_index.T.tolist()} == {e for u, w in known for e in ((u, w), (w, u)) if u != w}
+        for (u, w), a in zip(made.edge_index.T.tolist(), made.edge_attr, strict=True):
+            assert float(a) == known.get((u, w), known.get((w, u)))
+        ends = made.path_node[made.path_edges]  # (source, target) nodes behind each edge of a rooted sub-graph
+        assert torch.equal(made.edge_index[:, made.path_entry], ends)

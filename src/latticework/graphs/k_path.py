@@ -323,7 +323,8 @@ def rooted_data(graphs: Sequence[Data], counting: Counting) -> list[RootedData]:
     ends = np.concatenate([[0], np.cumsum(np.bincount(rooted.edges[1], minlength=len(rooted.node)))])[rows]
     simple, labels = _both_ways(graph), counting.labels(rooted)
     node, size = torch.from_numpy(rooted.node), torch.from_numpy(np.diff(rooted.ptr))
-    edges, entry, edge = torch.from_numpy(rooted.edges), torch.from_numpy(rooted.entry), torch.from_numpy(graph.edge)
+    edges, entry = torch.from_numpy(rooted.edges), torch.from_numpy(rooted.entry)
+    edge = torch.from_numpy(graph.edge[graph.turned])  # entry (row, column) is the edge column -> row
     made = []
     for i, given in enumerate(graphs):
         new = RootedData(**given.to_dict())

@@ -37,6 +37,14 @@ class Simple(NamedTuple):
     def nodes(self) -> int:
         return len(self.indptr) - 1
 
+    @property
+    def turned(self) -> Array:
+        """int64 [2m]: which entry is the other direction of each."""
+        rows = np.repeat(np.arange(self.nodes), np.diff(self.indptr))
+        found = np.empty(len(rows), np.int64)
+        found[np.argsort(self.indices * np.int64(max(self.nodes, 1)) + rows)] = np.arange(len(rows))
+        return found
+
 
 class Rooted(NamedTuple):
     """The k-path rooted sub-graphs of r roots as one disjoint union of N rows and M directed edges.
