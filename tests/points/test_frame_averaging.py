@@ -160,6 +160,26 @@ def test_samples_change_after_the_fit() -> None:
         model.at(group="E3")
 
 
+@pytest.mark.parametrize("case", ["classes", "drawn"])
+def test_drawn_answers_do_not_hang_on_the_company(case: str) -> None:
+    model, fold, _, _ = fit_of(case)
+    part = fold.test.blind()
+    together = model.predict(part)
+
+    def asked(places: list[int]) -> Any:
+        ids = tuple(part.query.ids[int(part.query.rows[i])] for i in places)
+        data = [part.data[int(part.query.rows[i])] for i in places]
+        return model.predict(part._replace(data=data, query=type(part.query)(np.arange(len(places)), ids)))
+
+    every = list(range(len(together)))
+    assert np.abs(asked(every[::-1])[::-1] - together).max() < 1e-6
+    for i in every[:4]:
+        assert np.abs(asked([i])[0] - together[i]).max() < 1e-6
+    state = torch.get_rng_state()
+    model.predict(part)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_training_on_one_drawn_element_is_another_fit() -> None:
     curves = [fit_of("normals", train_samples=k)[3].curve["loss"] for k in ("all", 1, 8)]
     assert curves[0] != curves[1] and curves[0] == curves[2]

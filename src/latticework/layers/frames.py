@@ -33,6 +33,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .hashing import uniform
+
 MOST_DIMENSIONS = 8  # 2^d elements
 GAP = 1e-6  # below it a frame is as good as degenerate
 LARGEST = 1e150  # of a coordinate
@@ -134,11 +136,17 @@ class Frame:
         lead = self.gap.ndim
         return self.back(X.unsqueeze(lead), kind).squeeze(lead)
 
-    def sample(self, k: int, generator: torch.Generator | None = None) -> Frame:
-        """k of the elements, drawn for each cloud without replacement (all of them where there are no more)."""
+    def sample(self, k: int, generator: torch.Generator | None = None, own: bool = False) -> Frame:
+        """k of the elements, drawn for each cloud without replacement (all of them where there are no more).
+
+        With `own` each cloud draws for itself, the same wherever and with whomever it is asked; else the generator draws for all.
+        """
         if k >= self.size:
             return self
-        draws = torch.rand(*self.gap.shape, self.size, generator=generator)
+        if own:
+            draws = torch.from_numpy(uniform(np.arange(self.size))).expand(*self.gap.shape, self.size)
+        else:
+            draws = torch.rand(*self.gap.shape, self.size, generator=generator)
         chosen = draws.argsort(-1)[..., :k].to(self.R.device)
         index = chosen[..., None, None].expand(*chosen.shape, *self.R.shape[-2:])
         return replace(self, R=self.R.gather(self.gap.ndim, index))
@@ -637,9 +645,13 @@ class Sn:
         return spectral_ranks(A, x if self.features else None, self.tolerance, self.directed)
 
     def frame(
-        self, A: Tensor, x: Tensor | None = None, samples: int | None = None, generator: torch.Generator | None = None
-    ) -> Orderings:
-        """The frame of graphs A [B, n, n]: all orderings (none), or `samples` of each graph, uniform and with replacement."""
+        self, A: Tensor, x: Tensor | None = None, samples: int | None = None, generator: torch.Generator | None = None,
+        own: bool = False,
+    ) -> Orderings:  # fmt: skip
+        """The frame of graphs A [B, n, n]: all orderings (none), or `samples` of each graph, uniform and with replacement.
+
+        With `own` each graph draws for itself, as in `Frame.sample`.
+        """
         ranks = self.ranks(A, x)
         B, n = ranks.shape
         sizes = [frame_size(r) for r in ranks]
@@ -647,7 +659,10 @@ class Sn:
             orders = [all_orderings(r, self.most) for r in ranks]
             order, owner = np.concatenate(orders), np.repeat(np.arange(B), [len(o) for o in orders])
         else:
-            u = torch.rand(B, samples, n, generator=generator, dtype=torch.float64).numpy()
+            if own:
+                u = np.broadcast_to(uniform(np.arange(samples)[:, None], np.arange(n)), (B, samples, n))
+            else:
+                u = torch.rand(B, samples, n, generator=generator, dtype=torch.float64).numpy()
             order = np.lexsort((u, np.broadcast_to(ranks[:, None], u.shape)), axis=-1).reshape(B * samples, n)
             owner = np.repeat(np.arange(B), samples)
         to = A.device
@@ -677,7 +692,7 @@ class Product:
 
     def frame(
         self, X: Tensor, A: Tensor | None = None, x: Tensor | None = None, weights: Tensor | None = None,
-        samples: int | None = None, generator: torch.Generator | None = None,
+        samples: int | None = None, generator: torch.Generator | None = None, own: bool = False,
     ) -> Orderings:  # fmt: skip
         """Of points X [B, n, d] with a graph A [B, n, n]; without one, the graph of their distances over the mean distance."""
         inner = self.motions.frame(X, weights)
@@ -686,8 +701,8 @@ class Product:
             D = (D + D.mT) / 2
             mean = D.mean((-1, -2), keepdim=True)
             A = D / torch.where(mean > 0, mean, torch.ones_like(mean))
-        found = self.permutations.frame(A, x, samples, generator)
-        return replace(found, inner=inner if samples is None else inner.sample(1, generator))
+        found = self.permutations.frame(A, x, samples, generator, own)
+        return replace(found, inner=inner if samples is None else inner.sample(1, generator, own))
 
     def random(self, X: Tensor, generator: torch.Generator | None = None) -> Orderings:
         return replace(self.permutations.random(X, generator), inner=self.motions.random(X, generator))

@@ -11,6 +11,14 @@ Array = NDArray[Any]
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
+def uniform(*numbers: Any) -> Array:
+    """float64 in [0, 1), as if random, of whole numbers >= 0 (arrays that broadcast): the same wherever they are asked."""
+    state = np.zeros((), np.uint64)
+    for part in numbers:
+        state = mixed(state + (np.asarray(part, np.uint64) + np.uint64(1)) * GOLDEN)
+    return np.asarray((state >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+
+
 def mixed(values: Array) -> Array:
     """uint64 [...] -> uint64 [...]: the finaliser of splitmix64, a bijection that spreads every bit."""
     x = values.astype(np.uint64)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from latticework.common.graph_batches import Packed
 from latticework.layers.frames import Sn, distinct_orderings, frame_size
+from latticework.layers.hashing import uniform
 
 LISTED = 3_000_000  # numbers of all framed adjacencies, beyond which a graph's orderings are drawn
 
@@ -72,9 +73,17 @@ def _hold(graph: Any, ranks: np.ndarray[Any, Any], orders: np.ndarray[Any, Any])
     graph.frame_places = torch.from_numpy(np.ascontiguousarray(orders.argsort(1)).reshape(-1))
 
 
-def draw_places(rank: Tensor, graph: Tensor, ptr: Tensor) -> Tensor:
-    """One ordering for each graph of a batch, uniform in its frame: the place int64 [N] of each node; rank and graph number [N]."""
-    order = torch.rand(len(rank), dtype=torch.float64).to(rank.device).argsort()
+def draw_places(rank: Tensor, graph: Tensor, ptr: Tensor, number: Tensor | None = None) -> Tensor:
+    """One ordering for each graph of a batch, uniform in its frame: the place int64 [N] of each node; rank and graph number [N].
+
+    With the `number` [G] of each graph's draw, the draw is the graph's own, the same in every batch; else torch's generator draws.
+    """
+    if number is None:
+        u = torch.rand(len(rank), dtype=torch.float64)
+    else:
+        within = torch.arange(len(rank), device=ptr.device) - ptr[graph]
+        u = torch.from_numpy(uniform(number.cpu()[graph.cpu()].numpy(), within.cpu().numpy()))
+    order = u.to(rank.device).argsort(stable=True)
     order = order[rank[order].argsort(stable=True)]
     order = order[graph[order].argsort(stable=True)]
     places = torch.empty_like(order)
@@ -94,20 +103,23 @@ class FramedGraphs(nn.Module):
         super().__init__()
         self.net, self.positions, self.draws, self.train_samples = net, positions, draws, train_samples
         self.samples: int | None = None
+        self.own_draws = False  # whether a graph's draws are its own, whatever it is asked with; else torch's generator draws
 
     def encode(self, batch: Any) -> Tensor:
         G = int(batch.num_graphs)
         k = self.train_samples if self.training and self.train_samples is not None else self.samples
         if k == 1:
             once = copy.copy(batch)
-            once.x = self._placed(batch.x, draw_places(batch.frame_rank, batch.batch, batch.ptr))
+            number = torch.zeros(G, dtype=torch.int64) if self.own_draws and not self.training else None
+            once.x = self._placed(batch.x, draw_places(batch.frame_rank, batch.batch, batch.ptr, number))
             z: Tensor = self.net.encode(once)
             return z
         listed = batch.frame_copies.view(-1)
         whole = (listed > 0) if k is None else (listed > 0) & (listed <= k)
         copies = torch.where(whole, listed, torch.full_like(listed, self.draws if k is None else k))
         many, owner = repeated(batch, copies)
-        places = draw_places(many.frame_rank, many.batch, many.ptr)
+        number = torch.cat([torch.arange(c) for c in copies.tolist()]) if self.own_draws and not self.training else None
+        places = draw_places(many.frame_rank, many.batch, many.ptr, number)
         if bool(whole.any()):
             sizes = batch.ptr[1:] - batch.ptr[:-1]
             held = batch.frame_places[torch.repeat_interleave(whole, listed * sizes)]

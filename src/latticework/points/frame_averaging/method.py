@@ -184,17 +184,16 @@ class FramedModel(Model):
         self.scope = inner.scope
 
     def predict(self, part: Part) -> Any:
-        """As the backbone's model. Where elements are drawn, they are the same in every call."""
+        """As the backbone's model. Where elements are drawn, each cloud or graph draws its own, the same in every call and company."""
         net = self.inner.net
         samples = None if self.method.samples == "all" else int(self.method.samples)
         if not isinstance(net, FramedLayers):
-            (net if isinstance(net, FramedGraphs) else net.average).samples = samples
+            drawing = net if isinstance(net, FramedGraphs) else net.average
+            drawing.samples, drawing.own_draws = samples, True
         was = self.inner.method
         self.inner.method = self.method.inner()
         try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                return self.inner.predict(part)
+            return self.inner.predict(part)
         finally:
             self.inner.method = was
 

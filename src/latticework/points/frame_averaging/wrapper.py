@@ -40,6 +40,7 @@ class FrameAveraging(nn.Module):
                 in the singular for one a cloud ([B, d]); for S_n "nodes" for rows that move with the nodes
     samples     elements that are averaged: none for all; k: drawn for each cloud at each call (an unbiased estimate)
     train_samples   the same while training; 1 trains at the cost of the bare network
+    own_draws   an attribute: in eval mode each cloud's draw is its own, the same in every batch; else torch's generator draws
     at_once     in eval mode without gradients, so many clouds (an element of a cloud counts as one) go through phi at a time: saves memory,
                 and time where one batch of all would not fit a cache; none: all as one batch. phi must then answer each by itself
     degenerate  what a frame gap below 1e-6 does: "warn", "error", "ignore"; `last_gap` [B] holds the gaps of the last call
@@ -75,6 +76,7 @@ class FrameAveraging(nn.Module):
             raise ValueError(f"degenerate is warn, error or ignore, not {degenerate!r}")
         self.samples, self.train_samples, self.at_once = samples, train_samples, at_once
         self.degenerate, self.same_dropout = degenerate, same_dropout
+        self.own_draws = False
         self.last_gap = None
 
     def forward(self, *given: Any, weights: Tensor | None = None) -> Any:
@@ -116,19 +118,20 @@ class FrameAveraging(nn.Module):
         """The elements that a call with these (batched) arguments averages over."""
         kinds = self._kinds(given)
         k = self.train_samples if self.training and self.train_samples is not None else self.samples
+        own = self.own_draws and not self.training
         points, A, x = (self._first(kind, kinds, given) for kind in ("points", "graph", "nodes"))
         if weights is not None and points is not None and weights.shape != points.shape[:2]:
             raise ValueError(f"weights of shape {list(weights.shape)} beside points {list(points.shape)}: one a point is needed")
         if isinstance(self.group, Sn):
             if A is None:
                 raise ValueError("Sn takes its frame from a graph [B, n, n]: name it in inputs")
-            return self.group.frame(A, x, samples=k)
+            return self.group.frame(A, x, samples=k, own=own)
         if points is None:
             raise ValueError(f"{self.group.name} takes its frame from points [B, n, d]: name them in inputs")
         if isinstance(self.group, Product):
-            return self.group.frame(points, A, x, weights, samples=k)
+            return self.group.frame(points, A, x, weights, samples=k, own=own)
         frame: Frame = self.group.frame(points, weights)
-        return frame if k is None else frame.sample(k)
+        return frame if k is None else frame.sample(k, own=own)
 
     @staticmethod
     def _first(kind: str, kinds: Sequence[str], given: Sequence[Any]) -> Any:
