@@ -66,6 +66,12 @@ def test_set_net(aggregation: str, drawn_sets: Dataset) -> None:
     check_method(f"set-net(aggregation={aggregation}; {SET_FIELDS})", drawn_sets, SETS, fingerprints=FINGERPRINTS)
 
 
+@pytest.mark.parametrize("method", ["set-net", "graph-net"])
+def test_every_aggregation_has_a_preset(method: str) -> None:
+    for aggregation in ("lcm", "gru", "sum", "mean", "max", "std", "pna"):
+        assert entry_of(f"{method}:{aggregation}") == entry_of(f"{method}(aggregation={aggregation})")
+
+
 def test_set_net_with_the_laws(drawn_sets: Dataset) -> None:
     check_method(
         f"set-net(associativity=0.1; identity_law=0.1; consistency=0.1; error=absolute; {SET_FIELDS})", drawn_sets, SETS,

@@ -51,6 +51,11 @@ def test_kernels_and_chunks_equal_the_loop_with_gradients(
         assert max(far(x, y) for x, y in zip(found, wanted, strict=True)) < 1e-10, backend
 
 
+def test_no_steps_give_nothing() -> None:
+    held = [x.detach() for x in pieces(2, 0, 3, 2)]
+    assert scan_by_steps(*held).shape == selective_scan(*held).shape == (2, 0, 3)
+
+
 def test_single_precision() -> None:
     held = pieces(2, 3 * EVERY + 5, 33, 16, torch.float32)
     exact = tuple(x.detach().double().requires_grad_() for x in held)

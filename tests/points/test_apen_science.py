@@ -418,6 +418,18 @@ def test_a_wide_variance_lets_components_collapse() -> None:
     assert int(wide.alive) < 10 and int(narrow.alive) > 30
 
 
+def test_later_blocks_drop_heavier_components(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Card: components of a weight below 1e-4 x 2^block vanish."""
+    from latticework.points.apen import network
+
+    seen: list[float] = []
+    plain = network.partition
+    monkeypatch.setattr(network, "partition", lambda *given, **how: (seen.append(how["lighter"]), plain(*given, **how))[1])
+    net = APEN(0, 4, True, components=4, blocks=3, **SMALL).eval()
+    net(torch.randn(2, 30, 3))
+    assert seen == [1e-4, 2e-4, 4e-4, 8e-4]
+
+
 def test_draws_are_seeded_and_follow_the_responsibilities() -> None:
     Y = blobs(apart=0.3)
 

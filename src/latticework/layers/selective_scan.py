@@ -438,7 +438,7 @@ def scan_by_steps(
     if mask is not None:
         u, delta, B, C = _where(mask, u, delta, B, C)
     h = u.new_zeros(u.shape[0], u.shape[2], A.shape[1])
-    found: list[Tensor] = [u[:, 0]] * u.shape[1]
+    found: list[Tensor] = [u] * u.shape[1]  # each step puts its own in its place
     for t in reversed(range(u.shape[1])) if reverse else range(u.shape[1]):
         step = delta[:, t]
         h = (step[..., None] * A).exp() * h + (step * u[:, t])[..., None] * B[:, t, None]

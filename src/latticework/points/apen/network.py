@@ -28,6 +28,7 @@ from ..network import PointBackbone
 from .partition import Gradient, Partition, partition
 
 LEAST_POINTS = 4  # of a part with a frame of its own
+LIGHT = 1e-4  # components of less weight vanish; of twice as much after each block
 Small = Literal["identity", "merge"]
 Draw = Literal["argmax", "sampled"]
 
@@ -262,10 +263,11 @@ class APEN(PointBackbone):
         """For copies: without what the last pass left."""
         return {**super().__getstate__(), "trace": None, "generator": None}
 
-    def parted(self, Y: Tensor, var: float, mask: Tensor | None) -> Partition:
+    def parted(self, Y: Tensor, number: int, mask: Tensor | None) -> Partition:
+        """The partition before a block; later blocks drop heavier components."""
         return partition(
-            Y, self.components, var, self.em_rounds, mask, gradient=self.gradient if self.training else "none", draw=self.draw,
-            generator=self.generator,
+            Y, self.components, self.variances[number], self.em_rounds, mask, lighter=LIGHT * 2**number,
+            gradient=self.gradient if self.training else "none", draw=self.draw, generator=self.generator,
         )  # fmt: skip
 
     def forward(self, pos: Tensor, x: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
@@ -287,7 +289,7 @@ class APEN(PointBackbone):
             W = None
             if told is None:
                 Y = pos if number == 0 else pos.new_zeros(B, n, 3).masked_scatter(there[..., None], seeds)
-                found = self.parted(Y, self.variances[number], mask)
+                found = self.parted(Y, number, mask)
                 k = found.log_r.shape[2]
                 part, parts = found.part[there] + k * cloud, B * k
                 W = found.W[there] if torch.is_grad_enabled() and found.W.requires_grad else None
