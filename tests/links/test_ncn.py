@@ -241,7 +241,8 @@ def test_errors() -> None:
         task_of("link-prediction").fold(open_data("karate"), "random-0")
     facts = open_data("karate").facts()
     assert "looks at no neighbours" in str(tiny(common="none", depth=1).refuses(task, facts))
-    assert "no network" in str(NCN(encoder=entry_of("adpa")).refuses(task, facts))  # type: ignore[arg-type]
+    for other in ("adpa", "gin", "gps", "graph-mamba", "k-path", "hgnn", "clique-gcn"):  # of whole graphs, of hypergraphs
+        assert "no network" in str(NCN(encoder=entry_of(other)).refuses(task, facts)), other  # type: ignore[arg-type]
     with pytest.raises(UserError, match="no method is called 'gnc'"):
         entry_of("ncn(encoder=gnc)")
 

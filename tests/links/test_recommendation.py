@@ -144,6 +144,17 @@ def test_random_split_has_the_shares_and_needs_no_order_of_lines() -> None:
     assert everything(task.fold(data, "random-2")) != (train, valid, test)
 
 
+@pytest.mark.parametrize("split", ["random", "by-time"])
+def test_a_model_for_use_keeps_back_what_chooses_and_no_more(split: str) -> None:
+    data = open_data("taste-groups(users=200; items=30)")
+    for train, valid in ((0.8, 0.1), (0.5, 0.1), (0.5, 0.3), (0.8, 0.0)):
+        task: Any = Recommendation(positive=None, train=train, valid=valid, split=split)
+        part = task.cut(task.interactions(data.read()), "all-0")
+        held = (part == 1).mean()
+        # users and items that would be left out stay, and equal times stay together
+        assert held <= valid + 0.01 and held >= 0.7 * valid and not (part == 2).any()
+
+
 def test_leave_last_keeps_the_last_two_of_three_or_more() -> None:
     text = "a x 5 1,a y 5 2,a z 5 3,b x 5 9,b z 5 8,c z 5 1,c y 5 5,c x 5 3"
     train, valid, test = everything(Recommendation(split="leave-last").fold(GivenRatings.hold(ratings(text)), "leave-last"))

@@ -193,6 +193,7 @@ def test_refusals(make_blocks: Any) -> None:
     task = task_of("node-classification").for_data(given)
     words = entry_of("hei(backbone=majority)").refuses(task, given.facts())
     assert words is not None and "majority has no stages encode and head" in words and "linkx" in words and "gcn" in words
+    assert "gps" not in words and "graph-mamba" not in words  # theirs are for whole graphs
     bare = open_data("shifted-environments(n=10)")
     assert "no node has a neighbour" in str(entry_of("hei").refuses(task, bare.facts()))
     assert entry_of("hei").refuses(task, given.facts()) is None

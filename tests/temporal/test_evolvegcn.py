@@ -233,6 +233,9 @@ def test_mistakes_are_named(meets: GivenEvents) -> None:
     ):
         with pytest.raises(UserError, match=words):
             fitted(name, meets, task)
+    for cap in (0, -1):
+        with pytest.raises(UserError, match=r"degree_cap.*1 or more"):
+            entry_of(f"evolvegcn(degree_cap={cap})")
     with pytest.raises(UserError, match="variant"):
         entry_of("evolvegcn(variant=G)")
 

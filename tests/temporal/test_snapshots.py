@@ -366,6 +366,9 @@ def test_fit_predict_update_as_typed(meets: GivenEvents, tmp_path: Path, command
     (tmp_path / "said.csv").write_text("source,target,score\nn3,n4,.9\nn2,n1,.5\n")
     status, out, err = command("score", "snapshot-prediction", tmp_path / "said.csv", tmp_path / "truth.csv")
     assert status == 0 and "0.5" in out, out + err
+    # who meets itself is asked of nobody
+    (tmp_path / "truth.csv").write_text("source,target\nn1,n2\nn7,n7\nn8,n8\n")
+    assert command("score", "snapshot-prediction", tmp_path / "said.csv", tmp_path / "truth.csv")[1] == out
 
 
 def test_classes_as_typed(tmp_path: Path, command: Callable[..., tuple[int, str, str]]) -> None:

@@ -227,6 +227,7 @@ class Recommendation(Task):
     def cut(self, of: Ratings, fold: str) -> Array:
         """int8 [m]: 0 train, 1 valid, 2 test."""
         m, kind = len(of), fold.partition("-")[0]
+        train = 1 - self.valid if kind == "all" else self.train  # a model for use keeps back no more than what chooses the epoch
         part = np.zeros(m, np.int8)
         if self.split == "leave-last":
             assert of.time is not None
@@ -243,15 +244,17 @@ class Recommendation(Task):
                 times = of.time[order]
                 # a cut between equal times moves to where they begin
                 ends = [
-                    int(np.searchsorted(times, times[min(round(s * m), m - 1)])) for s in (self.train, self.train + self.valid)
+                    m if s > 1 - 1e-9 else int(np.searchsorted(times, times[min(round(s * m), m - 1)]))
+                    for s in (train, train + self.valid)
                 ]
             else:
                 order = np.random.default_rng([int(fold.rpartition("-")[2]), 0x72656373]).permutation(m)
-                ends = [max(round(self.train * m), 1), round((self.train + self.valid) * m)]
+                ends = [max(round(train * m), 1), round((train + self.valid) * m)]
             part[order[ends[0] :]] = VALID
             part[order[ends[1] :]] = TEST
-        if kind == "all":  # a model for use keeps back no more than what chooses the epoch, and no user or item
-            part[part == VALID], part[part == TEST] = TRAIN, VALID
+        if kind == "all":  # and no user or item
+            if self.split == "leave-last":
+                part[part == VALID], part[part == TEST] = TRAIN, VALID
             for code in (of.user, of.item):
                 part[~np.isin(code, code[part == TRAIN])] = TRAIN
         return part

@@ -80,6 +80,7 @@ class HyperModel(NodeModel):
 class HyperNetwork(NodeNetwork):
     """What networks on hypergraphs share: the task, and what is said of classes with few labels."""
 
+    socket: ClassVar[str] = "hypergraph"
     tasks: ClassVar[tuple[str, ...]] = HYPER_TASKS
     gives: ClassVar[tuple[type[Any], ...]] = (Predictor,)
 
@@ -183,6 +184,7 @@ class CliqueGCN(GCN):
     What a plain graph method makes of a hypergraph; tuned, it says what hyperedges add. Fields as `gcn`.
     """
 
+    socket: ClassVar[str] = "hypergraph"
     name: ClassVar[str] = "clique-gcn"
     tasks: ClassVar[tuple[str, ...]] = HYPER_TASKS
 

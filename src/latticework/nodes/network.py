@@ -99,7 +99,8 @@ def backbones_with(socket: str) -> list[str]:
 
     found = []
     for entry in registry.entries("method"):
-        if "node-classification" in entry.facts.get("tasks", ()) and getattr(entry.load(), socket, False):
+        kind = entry.load()
+        if issubclass(kind, NodeNetwork) and "node-classification" in kind.tasks and getattr(kind, socket):
             found.append(entry.name)
     return found
 
@@ -110,6 +111,7 @@ class NodeNetwork(Backbone):
     tasks: ClassVar[tuple[str, ...]] = ("node-classification",)
     gives: ClassVar[tuple[type[Any], ...]] = (Predictor,)
     model: ClassVar[type[NodeModel]] = NodeModel
+    socket: ClassVar[str] = "nodes"  # what its network reads: features and operators of a graph's nodes
     encode_head: ClassVar[bool] = False  # the network has the socket of `EncodeHead`
     many_inputs: ClassVar[bool] = False  # `module(…, inputs=k)` builds a network that reads k feature matrices
 

@@ -37,7 +37,7 @@ from latticework.core.value import setting
 from latticework.data.events import Events
 
 from .memory import EventBatch, Moved, advance, load_flat, missing
-from .memory_baselines import Clock, MemoryModel, Targets, Whole, fit_memory
+from .memory_baselines import OBSERVED, Clock, MemoryModel, Targets, Whole, fit_memory
 
 Array = NDArray[Any]
 BATCHES = (50, 100, 200, 400, 800, 1600)
@@ -310,7 +310,7 @@ class PRESMethod(Method):
         return track
 
     def refuses(self, task: Task, facts: Mapping[str, Any]) -> str | None:
-        lacking = [name for name in ("build", "whole_of", "loss", "answer", "rate", "observed") if not hasattr(self.base, name)]
+        lacking = [name for name in ("build", "whole_of", "loss", "answer", "rate") if not hasattr(self.base, name)]
         if lacking:
             return f"{self.base.name} has no node memory to stand behind: it lacks {', '.join(lacking)}; use tgn, jodie or semba"
         if not set(task.names()) & set(self.base.tasks):
@@ -322,7 +322,7 @@ class PRESMethod(Method):
         return self.base.answer(net, query)  # type: ignore[attr-defined, no-any-return]
 
     def observed(self) -> int:
-        return self.base.observed()  # type: ignore[attr-defined, no-any-return]
+        return OBSERVED
 
     def whole_of(self, nodes: int, schema: Mapping[str, Any]) -> Whole:
         net = self.base.whole_of(nodes, schema).net  # type: ignore[attr-defined]

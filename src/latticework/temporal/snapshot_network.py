@@ -16,6 +16,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
+from pydantic import field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -378,6 +379,13 @@ class SnapshotNetwork(Backbone):
         classes = 2 if links else len(schema["classes"])
         head = (PairHead if schema["target"] in (LINKS, EDGES) else NodeHead)(body.width, self.head, classes)  # type: ignore[arg-type]
         return SnapshotNet(body, head, self.remembers())
+
+    @field_validator("degree_cap")
+    @classmethod
+    def _cap(cls, cap: int | str) -> int | str:
+        if cap != "train" and int(cap) < 1:
+            raise ValueError(f"is train, or 1 or more: {cap} would leave no place for a degree")
+        return cap
 
     def schema_for(self, train: Part) -> dict[str, Any]:
         events: Events = train.data

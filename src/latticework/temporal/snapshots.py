@@ -401,7 +401,7 @@ class SnapshotPrediction(StreamTask):
             rarest = min(sorted(set(true)), key=true.count)
             f1 = f1_score(true, said, labels=[rarest], average="macro", zero_division=0)
             return [Score("minority-f1", float(f1)), Score("accuracy", float(accuracy_score(true, said)))]
-        met = {k[:2] for k in wanted}
+        met = {k[:2] for k in wanted if k[0] != k[1]}  # a node's pair with itself is never asked
         if not self.directed:
             met |= {(v, u) for u, v in met}
         score = numbers(answers, frame[need(answers, frame, "score")]).to_numpy()

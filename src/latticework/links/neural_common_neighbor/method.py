@@ -223,8 +223,10 @@ class NCN(Method):
     row_normalise: bool = setting(False, "divide a node's features by their sum")
 
     def refuses(self, task: Task, facts: Mapping[str, Any]) -> str | None:
-        if not isinstance(self.encoder, str) and not getattr(type(self.encoder), "encode_head", False):
-            return f"ncn.encoder: {self.encoder.name} has no network that gives a vector for each node; use gcn, sage or dagnn"
+        if not isinstance(self.encoder, str):
+            kind = type(self.encoder)
+            if getattr(kind, "socket", "") != "nodes" or not getattr(kind, "encode_head", False):
+                return f"ncn.encoder: {self.encoder.name} has no network that gives a vector for each node of a graph; use gcn, sage or dagnn"
         if self.common == "none" and (self.depth or self.beyond != "nothing"):
             return "ncn.common=none looks at no neighbours: set depth=0 and beyond=nothing"
         if self.common == "count" and self.depth and not self.clean_recursion:
