@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 import latticework as lw
+from latticework.common.settled import read_alike
 from latticework.core.dataset import open_data
 from latticework.core.errors import UserError
 from latticework.core.evaluate import suited
 from latticework.core.grid import entry_of
 from latticework.core.run import Run
-from latticework.data.hetero import read_hetero
+from latticework.core.task import Part
+from latticework.data.hetero import HeteroGraph, finish_hetero, hetero_schema, read_hetero
 from latticework.data.hetero_sets import HeteroBlocks
 from latticework.nodes.hetero_baselines import path_walks, there_and_back
 from latticework.nodes.hetero_tasks import HeteroNodeClassification, match_hetero
@@ -116,7 +118,7 @@ def test_baselines_take_unseen_nodes(name: str) -> None:
 def test_both_directions_of_a_relation_are_one(name: str) -> None:
     """PyG's data sets hold a relation and its reverse; methods that add reverses read neither twice, and say what they do not read."""
     graph = HeteroBlocks().read()
-    turned = {(to, f"of {name}", source): edges[::-1] for (source, name, to), edges in graph.relations.items()}
+    turned = {(to, f"rev_{name}", source): edges[::-1] for (source, name, to), edges in graph.relations.items()}  # PyG's names
     weight = {key: np.full(edges.shape[1], 2, np.float32) for key, edges in graph.relations.items()}
     found = []
     for relations, weights in ((graph.relations, {}), ({**graph.relations, **turned}, weight)):
@@ -129,6 +131,22 @@ def test_both_directions_of_a_relation_are_one(name: str) -> None:
         if "metapath2vec" not in name:  # an encoder's notes stand in its own run
             assert any("weights of edges are not used" in note for note in run.notes) == bool(weights)
     assert np.array_equal(*found)
+
+
+def test_names_of_reverses_do_not_collide() -> None:
+    """A relation of that name which is no reverse keeps its edges, and a model from before steps were told apart walks them all."""
+    edges = {("a", "to", "b"): [[0, 1], [0, 1]], ("b", "rev_to", "a"): [[0], [1]], ("b", "back", "a"): [[0, 1], [0, 1]]}
+    relations = {key: np.array(e) for key, e in edges.items()}
+    graph = finish_hetero(HeteroGraph(("a", "b"), {"a": ("p", "q"), "b": ("r", "s")}, relations))
+    schema = hetero_schema(graph, None)
+    method: Any = entry_of("hgt")
+    along = method._along(schema)
+    assert set(along.values()) == {(key, way) for key in edges for way in (True, False) if key[1] != "back"}
+    assert along["b", "rev_to", "a"] == (("b", "rev_to", "a"), True) and len(set(along)) == 4
+    before = {key: value for key, value in schema.items() if key != "doubled"}
+    part = read_alike(Part(None, None, None, schema), before)
+    assert len(method._along(before)) == len(method._along(part.schema)) == 6
+    assert method.triples(part.schema) == method.triples(before)
 
 
 def test_new_data_are_matched_by_name() -> None:

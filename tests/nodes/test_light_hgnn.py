@@ -30,6 +30,7 @@ from latticework.layers.hypergraph import edge_mean, incidence
 from latticework.nodes.hyper_baselines import HGNNMethod
 from latticework.nodes.hyper_tasks import HypergraphNodeClassification
 from latticework.nodes.light_hgnn import (
+    ByName,
     LightHGNN,
     LightHGNNPlus,
     LightStudent,
@@ -39,6 +40,7 @@ from latticework.nodes.light_hgnn import (
     reliability,
     soft_target_loss,
     topology_score,
+    undivided,
 )
 
 Command = Callable[..., tuple[int, str, str]]
@@ -173,6 +175,48 @@ def test_reliabilities_by_definition(bags: bool) -> None:
 
     delta = (entropies(0.7 * noise * read) - entropies(read)).abs().squeeze(1).numpy()
     np.testing.assert_allclose(rho.numpy(), 1 - delta / delta.max(), atol=1e-4)
+
+
+def test_reliabilities_are_those_of_what_the_teacher_reads() -> None:
+    """Of its own columns in its own order, and as its own fit settled whether they are bags of words."""
+    source = open_data(DATA).read()
+    words = replace(source, x=(source.x > 0.5).astype(np.float32), _cache={})
+    order = np.random.default_rng(0).permutation(source.x.shape[1])
+    parts = {}
+    for name, given_set in (
+        ("values", source), ("bags", words),
+        ("moved", replace(words, x=words.x[:, order], features=tuple(words.features[i] for i in order), _cache={})),
+    ):  # fmt: skip
+        parts[name] = TASK.fold(open_data(given_set), "draw-0")
+    method = LightHGNNPlus()
+
+    def rho(teacher: Any, name: str) -> torch.Tensor:
+        train = parts[name].train
+        everyone = Part(train.data, Nodes(np.arange(200), train.query.ids), None, train.schema)
+        target = method._target(teacher, everyone)
+        return method.reliabilities(teacher, everyone, target, mean_of(everyone, "test"), Run(task=TASK))
+
+    def taught(name: str) -> Any:
+        return fitted(
+            HGNNMethod(epochs=10, row_normalise=True), parts[name].train, parts[name].valid, Run(task=TASK, digest=name)
+        )
+
+    teacher = taught("moved")
+    beside = ByName(teacher, [words.features.index(f) for f in teacher.schema["features"]])
+    drawn = undivided(beside)
+    assert drawn.schema["bags"] is drawn.teacher.schema["bags"] is False and teacher.schema["bags"] is True
+    x = parts["bags"].train.data.x
+    everyone = Part(
+        parts["bags"].train.data, Nodes(np.arange(200), parts["bags"].train.query.ids), None, parts["bags"].train.schema
+    )
+    data = everyone.data.clone()
+    data.x = x / x.sum(1, keepdim=True).clamp(min=1e-12)
+    torch.testing.assert_close(method._target(drawn, everyone._replace(data=data)), method._target(beside, everyone))
+    # a teacher of plain numbers divides nothing, whatever it is shown: at noise 1 without spread nothing would move
+    plain = taught("values")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("latticework.nodes.light_hgnn.perturb", lambda x, noise, generator: x)
+        assert bool((rho(plain, "bags") == 1).all())
 
 
 def test_the_labels_alone_make_an_mlp() -> None:

@@ -14,8 +14,9 @@ SETTLED = ("bags", "scales", "doubled")
 
 
 def settled(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """What of it a schema holds; a model saved before a key was among it judges by the data at hand."""
-    return {key: schema[key] for key in SETTLED if key in schema}
+    """What of it a schema holds; a model saved before a key was among it judges by the data at hand, but walks all steps."""
+    found = {key: schema[key] for key in SETTLED if key in schema}
+    return {"doubled": [], **found} if "relations" in schema else found
 
 
 def read_alike(part: Part, schema: Mapping[str, Any]) -> Part:

@@ -122,8 +122,8 @@ def finite(t: Tensor) -> bool:
 class Strategy:
     """The server's side: what each client is sent, from what the clients have sent. This one is FedAvg.
 
-    ``theta <- sum_k w_k theta_k``, w uniform, or by the number of train nodes (algorithm 1). A client that has no weights of
-    its own yet gets the newest mean; one that misses a round keeps what it had. An update that is not finite
+    ``theta <- sum_k w_k theta_k``, w uniform, or by the number of train nodes (algorithm 1). Every client gets the newest mean,
+    newcomers and those who missed the round, too (where weights are personal, these keep what they had). An update that is not finite
     or of another size is dropped and said in `notes`.
     """
 

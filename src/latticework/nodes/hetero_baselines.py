@@ -147,11 +147,15 @@ class HeteroNetwork(NodeNetwork):
 
     def _along(self, schema: Mapping[str, Any]) -> dict[tuple[str, str, str], Step]:
         """The steps that messages take, by PyG's names for them: relations and their reverses, without doubled ones."""
-        doubled, found = doubled_of(schema), {}
-        for source, name, to in schema["relations"]:
-            key = (source, name, to)
-            found |= {key: (key, True), (to, f"rev_{name}", source): (key, False)}
-        return {name: step for name, step in found.items() if step not in doubled}
+        doubled = doubled_of(schema)
+        relations: list[Relation] = [(source, name, to) for source, name, to in schema["relations"]]
+        found: dict[tuple[str, str, str], Step] = {}
+        for key in relations:
+            reverse = (key[2], f"rev_{key[1]}", key[0])
+            while reverse in relations or reverse in found:  # PyG's ToUndirected gives such names, too
+                reverse = (reverse[0], f"rev_{reverse[1]}", reverse[2])
+            found |= {name: step for name, step in ((key, (key, True)), (reverse, (key, False))) if step not in doubled}
+        return found
 
     def module(self, features: int, classes: int, schema: Mapping[str, Any], inputs: int = 1) -> nn.Module:
         start = TypeInputs(input_widths(schema, self.featureless), schema["types"], self.hidden)

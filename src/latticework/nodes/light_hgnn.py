@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latticework.common.settled import read_as_bags
+from latticework.common.settled import read_alike, read_as_bags
 from latticework.core.dataset import Dataset
 from latticework.core.errors import UserError
 from latticework.core.method import Method, Model, Predictor, Ref
@@ -329,6 +329,15 @@ class ByName:
         return self.teacher.predict(part._replace(data=kept.get(part.data, ("columns", tuple(self.order)), make)))
 
 
+def undivided(teacher: Any) -> Any:
+    """The teacher as a reader of features as they are: it divides no bags of words."""
+    found = copy.copy(teacher)
+    found.schema = {**teacher.schema, "bags": False}
+    if isinstance(teacher, ByName):
+        found.teacher = undivided(teacher.teacher)
+    return found
+
+
 def _serving(model: LightModel, teacher: Any, part: Part, requests: int = 20) -> str:
     """A sentence with the milliseconds of a request for 100 vertices, of both."""
     import time
@@ -362,13 +371,12 @@ class LightHGNNPlus(LightHGNN):
     def reliabilities(self, teacher: Any, part: Part, target: Tensor, mean: SparseOperator, run: Run) -> Tensor:
         """``rho`` float32 [E] of a part's hyperedges, isolated vertices' own ones among them."""
         x = part.data.x
-        if getattr(teacher.method, "row_normalise", False) and read_as_bags(part, x):
+        if getattr(teacher.method, "row_normalise", False) and read_as_bags(read_alike(part, teacher.schema), x):
             x = x / x.sum(1, keepdim=True).clamp(min=1e-12)
         data = part.data.clone()  # of the container and its tensors: what was given stays as it is
         data.x = perturb(x, self.noise, run.generator("perturbation"))
-        as_they_are = copy.copy(teacher)  # what is disturbed is what the teacher reads: it divides nothing again
-        as_they_are.schema = {**teacher.schema, "bags": False}
-        after = self._target(as_they_are, part._replace(data=data))
+        # what is disturbed is what the teacher reads: it divides nothing again
+        after = self._target(undivided(teacher), part._replace(data=data))
         return reliability(hyperedge_entropy(target, mean), hyperedge_entropy(after, mean))
 
     def _high_order(self, teacher: Any, part: Part, target: Tensor, schema: dict[str, Any], run: Run) -> Any:
