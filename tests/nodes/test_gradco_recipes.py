@@ -183,11 +183,14 @@ def test_graphs_that_are_not_simple() -> None:
         "1 self-loops dropped: a simple graph has none",
         "1 repeated edges count once",
     ]
-    weighted = Graph(edges, tuple("abcd"), weight=np.ones(6, np.float32))
+    weighted = Graph(edges, tuple("abcd"), weight=np.full(6, 2, np.float32))
     data = GivenGraph.hold(finish(weighted, False))
     assert "edges have weights" in str(Gradco().refuses(task_of("node-classification"), data.facts()))
     with pytest.raises(UserError, match="orbits cannot be counted on this graph: its edges have weights"):
         fit(Gradco(dim=2), data)
+    ones = GivenGraph.hold(finish(Graph(edges, tuple("abcd"), weight=np.ones(6, np.float32)), False))
+    assert Gradco().refuses(task_of("node-classification"), ones.facts()) is None  # 1 says no more than that the edge is there
+    assert fit(Gradco(dim=2), ones).embed(ones.whole()).shape == (4, 2)
 
 
 def test_too_large_for_the_memory_is_said_before(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -511,7 +511,7 @@ def facts(graph: Graph) -> dict[str, Any]:
         "pairs joined": int(degree.sum()) // 2,
         "directed": graph.directed,
         "self-loops": int((u == v).sum()),
-        "weighted": graph.weight is not None,
+        "weighted": graph.weight is not None and bool((graph.weight != 1).any()),
         "degree min / median / max": [int(degree.min()), float(np.median(degree)), int(degree.max())],
         "isolated nodes": int((degree == 0).sum()),
         "components": int(connected_components(adjacency, directed=False)[0]),

@@ -30,8 +30,8 @@ _FACTOR_BYTES = 48
 
 
 def simple_adjacency(edge_index: Any, n: int, weight: Any = None) -> tuple[sp.csr_array, list[str]]:
-    """The undirected simple graph of an edge list, 0/1 CSR [n, n], and what was done to it in words; weights are refused."""
-    if weight is not None:
+    """The undirected simple graph of an edge list, 0/1 CSR [n, n], and what was done to it in words; weights other than 1 are refused."""
+    if weight is not None and bool((weight != 1).any()):
         raise UserError(f"orbits cannot be counted on this graph: {WEIGHTED}")
     notes = []
     written = adjacency(edge_index, n)
