@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -75,3 +76,22 @@ def test_listing_imports_nothing_heavy(words: list[str]) -> None:
         "assert status == 0 and not heavy, (status, heavy)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_label_is_read_back_as_what_it_stands_for() -> None:
+    """What a board shows may be typed as an entry: presets, and each field of each method by itself."""
+    from latticework.core.grid import entry_of
+    from latticework.testing import another
+
+    for entry in registry.entries("method"):
+        kind = entry.load()
+        if any(field.is_required() for field in kind.model_fields.values()):
+            continue
+        base = kind.make({})
+        values = [base, *(value for _, value in registry.named_values(kind))]
+        for name, field in kind.model_fields.items():
+            other = another(field, getattr(base, name))
+            with contextlib.suppress(UserError):  # fields that hang on other fields
+                values += [] if other is None else [base.but(**{name: other})]
+        for value in values:
+            assert entry_of(value.label) == value, value.label

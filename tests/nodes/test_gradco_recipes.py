@@ -321,7 +321,7 @@ def test_commands(graph_folder: Path, tmp_path: Path, command: Command) -> None:
         "compare", graph_folder, "-m", "ppmi,netmf,gradco(orbit=1:1-2)", "--repeats", "2", "--runs", tmp_path / "runs", "--no-baselines",
         "-s", "dim=8", "-s", "task.protocol=folds", "-s", "task.rank_by=macro-f1",
     )  # fmt: skip
-    assert status == 0 and "gradco(orbit=1,1,2, dim=8) + logistic regression" in said, said + err
+    assert status == 0 and "gradco(orbit=1,1,2; dim=8) + logistic regression" in said, said + err
 
 
 def test_weights_are_refused_before_the_work(tmp_path: Path, make_blocks: Any, command: Command) -> None:

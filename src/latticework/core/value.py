@@ -146,7 +146,7 @@ class Value(BaseModel):
 
     @property
     def label(self) -> str:
-        """Short text that a leaderboard shows: the name or preset that is nearest, and what differs from it."""
+        """Short text that a leaderboard shows, as one types it: the name or preset that is nearest, and what differs from it."""
         from . import registry
 
         fields = type(self).model_fields
@@ -154,7 +154,7 @@ class Value(BaseModel):
         starts += [(head, {k: getattr(value, k) for k in fields}) for head, value in registry.named_values(type(self))]
         heads = [(head, [k for k in fields if k not in start or getattr(self, k) != start[k]]) for head, start in starts]
         head, changed = min(heads, key=lambda found: len(found[1]))
-        return head + (f"({', '.join(f'{k}={_short(getattr(self, k))}' for k in changed)})" if changed else "")
+        return head + (f"({'; '.join(f'{k}={_short(getattr(self, k))}' for k in changed)})" if changed else "")
 
 
 @cache
@@ -209,7 +209,7 @@ def _short(value: Any) -> str:
         return value.label
     if isinstance(value, tuple):
         return ",".join(_short(v) for v in value)
-    return str(value)
+    return {True: "true", False: "false", None: "null"}[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def _set(plain: Any, path: list[str], given: Any, owner: Value) -> None:

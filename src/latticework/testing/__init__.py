@@ -52,7 +52,7 @@ def check_value(value: Value) -> None:
                 assert name in str(error), f"{value.name}.{name}: the message does not name the field: {error}"
             else:
                 raise AssertionError(f"{value.name}.{name} = {beyond} passes its bound {bound}")
-        other = _another(field, getattr(value, name))
+        other = another(field, getattr(value, name))
         if other is None:
             continue
         try:
@@ -78,7 +78,7 @@ def _beyond(field: Any) -> Iterator[tuple[str, Any]]:
             yield f"< {item.lt}", item.lt
 
 
-def _another(field: Any, now: Any) -> Any:
+def another(field: Any, now: Any) -> Any:
     """A different value of the same type, or none where that is not plain."""
     if isinstance(now, bool):
         return not now
