@@ -85,7 +85,7 @@ def test_gate_one_without_penalty_is_the_base_bit_for_bit(base: str, meetings: G
 
 def test_semba_is_wrapped_too(meetings: GivenEvents) -> None:
     model, run = fitted("pres(base=semba(width=8; memory=4; time=6; epochs=1; heads=2); batch=60)", meetings)
-    assert model.method.observed() == 200  # as around every base
+    assert model.method.observed() == model.method.base.observed() == 1000 and PRESMethod().observed() == 200  # as the bases do
     assert model.whole.correct.xi.shape == (24, 8)  # both memories are one row
     assert bool(model.whole.correct.n.any()) and np.isfinite(run.curve["valid"][0][1])
 

@@ -37,7 +37,7 @@ from latticework.core.value import setting
 from latticework.data.events import Events
 
 from .memory import EventBatch, Moved, advance, load_flat, missing
-from .memory_baselines import OBSERVED, Clock, MemoryModel, Targets, Whole, fit_memory
+from .memory_baselines import Clock, MemoryModel, Targets, Whole, fit_memory
 
 Array = NDArray[Any]
 BATCHES = (50, 100, 200, 400, 800, 1600)
@@ -270,7 +270,8 @@ class PRESMethod(Method):
     `batch`. With ``gate=1`` and ``beta=0`` it is the base, bit for bit. dt is counted in mean gaps between a node's train
     events, at least 1. ``batch=auto`` fits the base's batch and 2, 4 and 8 times it for `trial_epochs` epochs on the first
     `prefix` of the train events, lets each see the rest, and takes the largest one whose validation value is within
-    `tolerance` of the base batch's. After the fit events are taken in 200 at a time, with the filter and its trackers at work.
+    `tolerance` of the base batch's. After the fit events are taken in as the base takes them (200 at a time; semba: its own
+    `batch`), with the filter and its trackers at work.
     """
 
     name: ClassVar[str] = "pres"
@@ -310,7 +311,7 @@ class PRESMethod(Method):
         return track
 
     def refuses(self, task: Task, facts: Mapping[str, Any]) -> str | None:
-        lacking = [name for name in ("build", "whole_of", "loss", "answer", "rate") if not hasattr(self.base, name)]
+        lacking = [name for name in ("build", "whole_of", "loss", "answer", "rate", "observed") if not hasattr(self.base, name)]
         if lacking:
             return f"{self.base.name} has no node memory to stand behind: it lacks {', '.join(lacking)}; use tgn, jodie or semba"
         if not set(task.names()) & set(self.base.tasks):
@@ -322,7 +323,7 @@ class PRESMethod(Method):
         return self.base.answer(net, query)  # type: ignore[attr-defined, no-any-return]
 
     def observed(self) -> int:
-        return OBSERVED
+        return self.base.observed()  # type: ignore[attr-defined, no-any-return]
 
     def whole_of(self, nodes: int, schema: Mapping[str, Any]) -> Whole:
         net = self.base.whole_of(nodes, schema).net  # type: ignore[attr-defined]
