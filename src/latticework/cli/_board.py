@@ -37,19 +37,16 @@ def run_and_show(face: Any, *, out: list[Path], **options: Any) -> None:
 
 def say_cost(console: Any, grid: Any, runs: Path, told: Mapping[tuple[str, str], float] = {}) -> None:
     """How many cells, how many are done, and how long the rest will take by recorded costs (`told`: those recorded elsewhere)."""
+    from latticework.core.board import seconds
     from latticework.core.grid import forecast
 
     cost = forecast(grid, str(runs), told=told)
     text = f"{cost['cells']} cells, {cost['cells'] - cost['left']} finished before"
     if cost["left"]:
         known = cost["left"] - cost["unknown"]
-        text += f"; {known} of the rest are known to take about {_duration(cost['seconds'])}" if known else ""
+        text += f"; {known} of the rest are known to take about {seconds(cost['seconds'])}" if known else ""
         text += f"; {cost['unknown']} have no recorded cost yet" if cost["unknown"] else ""
     console.print(text)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
 def show_board(board: Any, out: list[Path]) -> None:

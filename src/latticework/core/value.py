@@ -209,7 +209,7 @@ def _short(value: Any) -> str:
         return value.label
     if isinstance(value, tuple):
         return ",".join(_short(v) for v in value)
-    return {True: "true", False: "false", None: "null"}[value] if value is None or isinstance(value, bool) else str(value)
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def _set(plain: Any, path: list[str], given: Any, owner: Value) -> None:

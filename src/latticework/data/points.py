@@ -28,6 +28,7 @@ from latticework.core.value import digest_of, setting
 
 from .files import Stamp, arrays_digest, bytes_digest, stamps
 from .mirror import read_arrays
+from .table import is_number
 
 Array = np.ndarray[Any, Any]
 SUFFIXES = (".ply", ".xyz", ".npz")
@@ -570,7 +571,7 @@ def _read_xyz(path: Path) -> One:
             words = [w for w in (row[0].lstrip("#/"), *row[1:]) if w]
             header = words if {w.lower() for w in words[:3]} == set(XYZ) else header
             start += 1
-        elif not _is_number(row[0]) and {w.lower() for w in row[:3]} == set(XYZ):
+        elif not is_number(row[0]) and {w.lower() for w in row[:3]} == set(XYZ):
             header, start = row, start + 1
             break
         else:
@@ -601,7 +602,7 @@ def _read_xyz(path: Path) -> One:
             if header and name not in (*XYZ, *NORMAL):
                 columns[name] = table[:, i]  # a label in words, or an error once it is read as a feature
                 continue
-            bad = next(r for r, cell in enumerate(table[:, i]) if not _is_number(cell))
+            bad = next(r for r, cell in enumerate(table[:, i]) if not is_number(cell))
             raise UserError(
                 f"{path}, line {rows[bad][0]}, column {name!r}: {str(table[bad, i])!r} where a number is expected"
             ) from None
@@ -614,14 +615,6 @@ def _read_xyz(path: Path) -> One:
         else:
             notes = ("columns from the fourth on have no name: taken for features c4, c5 …",)
     return One(columns, None, {}, notes, rows[0][0])
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _read_npz(path: Path) -> One:
@@ -798,7 +791,7 @@ def columns_of(clouds: Clouds, i: int) -> dict[str, Array]:
 
 def _word(name: str) -> str:
     """A part's name as .xyz can hold it."""
-    if not name or name == UNKNOWN or any(c.isspace() or c == "," for c in name) or (_is_number(name) and not name.isdecimal()):
+    if not name or name == UNKNOWN or any(c.isspace() or c == "," for c in name) or (is_number(name) and not name.isdecimal()):
         raise UserError(f"the part {name!r} is no single word, which .xyz needs; write .ply or .npz, or name it otherwise")
     return name
 

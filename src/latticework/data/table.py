@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 SUFFIXES = (".csv", ".parquet")
 
 
+def is_number(text: str) -> bool:
+    """Whether a text is a number, finite or not."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def find_table(folder: Path, stem: str) -> Path | None:
     """``stem.csv`` or ``stem.parquet`` in a folder."""
     for suffix in SUFFIXES:

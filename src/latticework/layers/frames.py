@@ -139,7 +139,7 @@ class Frame:
     def sample(self, k: int, generator: torch.Generator | None = None, own: bool = False) -> Frame:
         """k of the elements, drawn for each cloud without replacement (all of them where there are no more).
 
-        With `own` each cloud draws for itself, the same wherever and with whomever it is asked; else the generator draws for all.
+        With `own` the draw hangs on nothing but the number of elements: a cloud's is the same in every batch. Else the generator draws.
         """
         if k >= self.size:
             return self

@@ -16,7 +16,12 @@ def uniform(*numbers: Any) -> Array:
     state = np.zeros((), np.uint64)
     for part in numbers:
         state = mixed(state + (np.asarray(part, np.uint64) + np.uint64(1)) * GOLDEN)
-    return np.asarray((state >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+    return to_unit(state)
+
+
+def to_unit(values: Array) -> Array:
+    """uint64 [...] -> float64 [...] in [0, 1), by the upper 53 bits."""
+    return np.asarray((values >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
 
 def mixed(values: Array) -> Array:

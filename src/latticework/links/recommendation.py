@@ -235,8 +235,9 @@ class Recommendation(Task):
             count = np.diff(starts(of.user, len(of.users)))
             left = np.repeat(count, count) - (np.arange(m) - np.repeat(np.cumsum(count) - count, count))  # 1 for the last
             enough = np.repeat(count, count) >= 3
-            part[order[enough & (left == 1)]] = TEST
-            part[order[enough & (left == 2)]] = VALID
+            last, before = (VALID, TRAIN) if kind == "all" else (TEST, VALID)
+            part[order[enough & (left == 1)]] = last
+            part[order[enough & (left == 2)]] = before
         else:
             if self.split == "by-time":
                 assert of.time is not None
@@ -253,8 +254,6 @@ class Recommendation(Task):
             part[order[ends[0] :]] = VALID
             part[order[ends[1] :]] = TEST
         if kind == "all":  # and no user or item
-            if self.split == "leave-last":
-                part[part == VALID], part[part == TEST] = TRAIN, VALID
             for code in (of.user, of.item):
                 part[~np.isin(code, code[part == TRAIN])] = TRAIN
         return part

@@ -447,8 +447,9 @@ class LinkPrediction(Task):
         told, known = _ends(truth)
         column = column_named(known, "list")
         of_list = [""] * len(told) if column is None else [str(v) for v in known[column].to_list()]
-        ((u, v), word), times = Counter(zip(told, of_list, strict=True)).most_common(1)[0] if told else ((("", ""), ""), 0)
-        if times > 1:
+        repeated = [listed for listed, times in Counter(zip(told, of_list, strict=True)).items() if times > 1]
+        if repeated:
+            (u, v), word = repeated[0]
             raise UserError(
                 f"{truth} names the pair {u!r}, {v!r} twice" + (f" in list {word!r}" if word else "") + "; once is enough"
             )

@@ -98,7 +98,7 @@ class SignedLinks(StreamTask):
 
     # -- folds -------------------------------------------------------------------------------------------------------------
     def for_data(self, data: Dataset) -> Self:
-        if data.kind in self.kinds and not data.facts()["signed"]:
+        if data.kind in self.kinds and not data.read().signed:
             raise UserError(
                 "signed links need signs: a column 'sign' of 1 and -1, or a column 'weight' with negative ones, and these events "
                 "have neither"

@@ -19,6 +19,7 @@ from latticework.core.run import Run
 from latticework.core.task import Fold, Part, Query, Task
 from latticework.core.value import Value, setting
 from latticework.data.events import Events, match_schema, moment, schema_of
+from latticework.data.table import is_number
 
 Array = NDArray[Any]
 
@@ -86,17 +87,9 @@ class TimeQuery(Query):
     @classmethod
     def _date(cls, given: Any) -> Any:
         try:
-            return moment(given)[0] if isinstance(given, str) and not _is_number(given) else given
+            return moment(given)[0] if isinstance(given, str) and not is_number(given) else given
         except ValueError:
             raise ValueError(f"{given!r} is neither a number nor an ISO date (2024-03-01T12:00:00+01:00)") from None
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 class StreamTask(Task):

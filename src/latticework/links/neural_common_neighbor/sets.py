@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from latticework.layers.hashing import GOLDEN, mixed
+from latticework.layers.hashing import GOLDEN, mixed, to_unit
 from latticework.layers.propagation import SparseOperator
 
 from .. import heuristics
@@ -136,8 +136,7 @@ def sampled(rows: sp.csr_array, most: int, keys: Array | None = None) -> sp.csr_
 
 def _uniform(keys: Array, many: int) -> Array:
     """float64 [B, many] in [0, 1), as if random, of numbers uint64 [B]."""
-    z = mixed(keys[:, None] + np.arange(1, many + 1, dtype=np.uint64) * GOLDEN)
-    return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return to_unit(mixed(keys[:, None] + np.arange(1, many + 1, dtype=np.uint64) * GOLDEN))
 
 
 def sum_rows(rows: sp.csr_array, h: Tensor) -> Tensor:

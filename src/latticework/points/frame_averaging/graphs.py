@@ -108,9 +108,10 @@ class FramedGraphs(nn.Module):
     def encode(self, batch: Any) -> Tensor:
         G = int(batch.num_graphs)
         k = self.train_samples if self.training and self.train_samples is not None else self.samples
+        own = self.own_draws and not self.training
         if k == 1:
             once = copy.copy(batch)
-            number = torch.zeros(G, dtype=torch.int64) if self.own_draws and not self.training else None
+            number = torch.zeros(G, dtype=torch.int64) if own else None
             once.x = self._placed(batch.x, draw_places(batch.frame_rank, batch.batch, batch.ptr, number))
             z: Tensor = self.net.encode(once)
             return z
@@ -118,7 +119,7 @@ class FramedGraphs(nn.Module):
         whole = (listed > 0) if k is None else (listed > 0) & (listed <= k)
         copies = torch.where(whole, listed, torch.full_like(listed, self.draws if k is None else k))
         many, owner = repeated(batch, copies)
-        number = torch.cat([torch.arange(c) for c in copies.tolist()]) if self.own_draws and not self.training else None
+        number = torch.cat([torch.arange(c) for c in copies.tolist()]) if own else None
         places = draw_places(many.frame_rank, many.batch, many.ptr, number)
         if bool(whole.any()):
             sizes = batch.ptr[1:] - batch.ptr[:-1]
