@@ -7,7 +7,7 @@ endif
 export OMP_NUM_THREADS ?= 1
 export NUMBA_NUM_THREADS ?= 2
 
-.PHONY: venv demo test lint format bench evidence docs clean browser
+.PHONY: venv demo test lint format bench evidence tables docs clean browser
 
 venv: .venv/ready
 .venv/base: pyproject.toml constraints.txt
@@ -47,6 +47,11 @@ bench: venv
 
 evidence: venv
 	$(BIN)/latticework reproduce $(sort $(basename $(notdir $(wildcard src/latticework/*/evidence/*.toml)))) --record
+
+# The tables go on from their recorded cells; Ctrl-C records what is finished by then.
+TABLES ?= nodes links recommendation temporal signed graphs points
+tables: venv
+	for table in $(TABLES); do $(BIN)/latticework reproduce $$table --resume --record || exit 1; done
 
 docs: venv
 	$(BIN)/python docs/generate.py

@@ -13,7 +13,7 @@ from latticework.core.dataset import Dataset, open_data
 from latticework.core.errors import UserError
 from latticework.core.evaluate import Options, ask, suited
 from latticework.core.evaluate import fit as fit_model
-from latticework.core.grid import Cell, Grid, class_value, entry_of, run_grid, task_for, task_of, tuned
+from latticework.core.grid import Cell, Grid, entry_of, run_grid, task_for, task_of, tuned
 from latticework.core.ledger import Ledger
 from latticework.core.method import Encoder, Method, Model
 from latticework.core.result import Findings, Result, Score
@@ -163,7 +163,7 @@ def load(path: str | Path, nets: Mapping[str, str] | None = None) -> Fitted:
     facts = head["provenance"]
     if "task" not in facts:
         raise UserError(f"{path} was saved without its task; fit again")
-    return Fitted(store.load_model(path, nets), class_value("task", facts["task"]), None, None, facts)
+    return Fitted(store.load_model(path, nets), registry.class_value("task", facts["task"]), None, None, facts)
 
 
 def embed(

@@ -12,13 +12,16 @@ from typing import Any, ClassVar
 
 import pytest
 
+from latticework.cli.verbs import app
 from latticework.core import registry, store
+from latticework.core.board import Board
 from latticework.core.errors import UserError
 from latticework.core.evaluate import Options, evaluate
 from latticework.core.grid import Grid, Pool, finished, forecast, run_grid, tuned
 from latticework.core.grid import entry_of as method_of
 from latticework.core.ledger import Ledger
 from latticework.core.run import Run
+from latticework.core.tables import cells_path, condensed, page, record_table, recorded_costs, resume
 from latticework.core.task import Part
 from latticework.core.tuning import Tuned, search_space
 from latticework.nodes.baselines import Majority
@@ -223,23 +226,84 @@ def test_a_field_added_later_keeps_old_keys() -> None:
     assert "tune_once" not in grid.identity() and grid.but(tune_once=True).key() != grid.key()
 
 
-def test_a_partial_table_is_recorded_as_partial(tmp_path: Path) -> None:
-    from latticework.core.board import Board
-    from latticework.core.registry import Table
-    from latticework.core.tables import page, record_table, recorded_costs
+@pytest.fixture
+def table(tmp_path: Path) -> registry.Table:
+    grid = {
+        "data": ["karate", "digits-knn"],
+        "entries": ["majority", "mlp(epochs=5)"],
+        "repeats": 2,
+        "tune": 2,
+        "tune_once": True,
+    }
+    plain = {k: v for k, v in Grid.make({**grid, "baselines": False}).plain().items() if k != "is"}
+    return registry.Table("small", "Two data sets.", plain, tmp_path / "evidence" / "tables" / "small.json")
 
-    grid = Grid.make({"data": ["karate", "digits-knn"], "entries": ["majority"], "repeats": 2, "baselines": False})
-    plain = {k: v for k, v in grid.plain().items() if k != "is"}
-    table = Table("small", "Two data sets.", plain, tmp_path / "evidence" / "tables" / "small.json")
+
+def board_of(table: registry.Table, ledger: Ledger) -> Board:
+    grid = Grid.make(table.grid)
+    return Board.of(grid, finished(grid, ledger), ledger)
+
+
+def test_a_partial_table_is_recorded_as_partial(table: registry.Table, tmp_path: Path) -> None:
+    grid = Grid.make(table.grid)
     assert "Not run yet" in page(table) and recorded_costs(table) == {}
     ledger = Ledger(tmp_path / "runs")
     run_grid(grid.but(repeats=1), str(ledger.root))
-    record_table(table, Board.of(grid, finished(grid, ledger), ledger))
-    assert "**Partial: 2 of 4 cells are finished.**" in page(table) and "| majority | 0." in page(table)
+    record_table(table, board_of(table, ledger), ledger)
+    assert "**Partial: 4 of 8 cells are finished.**" in page(table) and "| majority | 0." in page(table)
     assert forecast(grid, str(tmp_path / "elsewhere"), told=recorded_costs(table))["unknown"] == 0
     run_grid(grid, str(ledger.root))
-    record_table(table, Board.of(grid, finished(grid, ledger), ledger))
+    record_table(table, board_of(table, ledger), ledger)
     assert "Partial" not in page(table)
+
+
+def test_a_table_goes_on_from_its_recorded_cells(table: registry.Table, tmp_path: Path) -> None:
+    """Elsewhere, nothing that is recorded is fitted again (the search neither), and the board is that of an unbroken run."""
+    grid = Grid.make(table.grid)
+    first, second = Ledger(tmp_path / "first"), Ledger(tmp_path / "second")
+    run_grid(grid.but(repeats=1), str(first.root))
+    record_table(table, board_of(table, first), first)
+    recorded = cells_path(table).read_text()
+    assert resume(table, second) == (4, 0) and resume(table, second) == (4, 0)
+    assert not list((second.root / "fits").iterdir())
+    record_table(table, board_of(table, second), second)
+    assert cells_path(table).read_text() == recorded
+    run_grid(grid, str(first.root))
+    run_grid(grid, str(second.root))
+    methods = [second.fit_facts(fit.name)["method"]["is"] for fit in (second.root / "fits").iterdir()]
+    assert sorted(methods) == sorted(["majority"] * 2 + ["mlp", "tuned-once"] * 2)  # and no trial
+    whole, continued = (condensed(board_of(table, ledger))["cases"] for ledger in (first, second))
+    for ours, theirs in zip(whole, continued, strict=True):
+        for row, other in zip(ours["rows"], theirs["rows"], strict=True):
+            same = ("name", "n", "planned", "mean", "low", "high", "rank", "verdict", "difference", "chosen")
+            assert {k: row[k] for k in same} == {k: other[k] for k in same}
+    with pytest.raises(UserError, match=r"recorded with 4 finished cells, and here are 0: not written; .* --resume"):
+        record_table(table, board_of(table, Ledger(tmp_path / "empty")), Ledger(tmp_path / "empty"))
+
+
+def test_the_command_line_goes_on_from_recorded_cells(
+    table: registry.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger = Ledger(tmp_path / "runs")
+    run_grid(Grid.make(table.grid).but(repeats=1), str(ledger.root))
+    record_table(table, board_of(table, ledger), ledger)
+    monkeypatch.setattr(registry, "tables", lambda: {"small": table})
+    with pytest.raises(UserError, match="dagnn is a paper; --resume is for tables: small"):
+        app(["reproduce", "dagnn", "--resume"], standalone_mode=False)
+    app(["reproduce", "small", "--resume", "--record", "--runs", str(tmp_path / "elsewhere")], standalone_mode=False)
+    said = capsys.readouterr()
+    assert "4 recorded cells taken over" in said.out and "8 cells, 4 finished before" in said.err
+    assert "Partial" not in page(table)
+
+
+def test_recorded_cells_of_other_settings_are_left_aside(table: registry.Table, tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "runs")
+    run_grid(Grid.make(table.grid), str(ledger.root))
+    record_table(table, board_of(table, ledger), ledger)
+    changed = table._replace(grid={**table.grid, "entries": ("majority", "mlp(epochs=6)")})
+    assert resume(changed, Ledger(tmp_path / "elsewhere")) == (4, 4)
+    cells_path(table).unlink()
+    assert resume(table, ledger) == (0, 0)
 
 
 def test_a_failed_cell_is_recorded_and_retried_on_request(failing: type[Failing], tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from latticework.core import registry
 from latticework.core.errors import UserError
-from latticework.core.grid import class_value, entry_of
+from latticework.core.grid import entry_of
 from latticework.core.method import Ref
+from latticework.core.registry import class_value
 from latticework.core.tuning import Tuned, _distributions, search_space
 from latticework.core.value import Value, read_text, setting
 

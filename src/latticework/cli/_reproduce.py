@@ -9,18 +9,22 @@ from latticework.core import registry
 from latticework.core.errors import UserError, nearest
 
 
-def reproduce_papers(papers: list[str], claims: list[str], record: bool, runs: Path, jobs: int, device: str) -> None:
+def reproduce_papers(
+    papers: list[str], claims: list[str], record: bool, runs: Path, jobs: int, device: str, resume: bool = False
+) -> None:
     """Run the claims of papers (or some of them), or the grids of these names."""
     grids = registry.tables()
     slugs = {p.slug: p for p in registry.papers()}
     for name in papers:
         if name not in slugs and name not in grids:
             raise UserError(f"no paper and no grid is called {name!r}; {nearest(name, [*slugs, *grids])}")
+        if resume and name in slugs:
+            raise UserError(f"{name} is a paper; --resume is for tables: {', '.join(grids)}")
     for name in papers:
         if name in slugs:
             _paper(slugs[name], claims, record, runs, jobs, device)
         else:
-            _grid(grids[name], record, runs, jobs, device)
+            _grid(grids[name], record, runs, jobs, device, resume)
 
 
 def _paper(paper: registry.Paper, wanted: list[str], record: bool, runs: Path, jobs: int, device: str) -> None:
@@ -50,31 +54,35 @@ def _paper(paper: registry.Paper, wanted: list[str], record: bool, runs: Path, j
         print(f"\nwrote {paper.path.with_suffix('.json')}")
 
 
-def _grid(table: registry.Table, record: bool, runs: Path, jobs: int, device: str) -> None:
+def _grid(table: registry.Table, record: bool, runs: Path, jobs: int, device: str, resume: bool) -> None:
     """Run a named grid and show its board. Stopped with Ctrl-C it shows, and records as partial, what is finished."""
     from rich.console import Console
 
     from latticework import _face as face
+    from latticework.core import tables
     from latticework.core.board import Board
     from latticework.core.grid import Grid, finished
     from latticework.core.ledger import Ledger
-    from latticework.core.tables import record_table, recorded_costs
 
     from ._board import say_cost, show_board
 
     grid = Grid.make(table.grid)
+    ledger = Ledger(runs)
     print(f"{table.name}: {table.says}", flush=True)
-    say_cost(Console(stderr=True), grid, runs, recorded_costs(table))
+    if resume:
+        taken, other = tables.resume(table, ledger)
+        changed = f"; {other} recorded ones are of data or settings that changed since and are left aside" if other else ""
+        print(f"{taken} recorded cells taken over{changed}", flush=True)
+    say_cost(Console(stderr=True), grid, runs, tables.recorded_costs(table))
     try:
         with _bar(table.name) as on_done:
             board = face.compare_grid(grid, runs=runs, jobs=jobs, device=device, on_done=on_done)
     except KeyboardInterrupt:
         print("stopped; what is finished:", flush=True)
-        ledger = Ledger(runs)
         board = Board.of(grid, finished(grid, ledger), ledger, face.command_of(grid))
     show_board(board, [])
     if record:
-        print(f"\nwrote {record_table(table, board)}")
+        print(f"\nwrote {tables.record_table(table, board, ledger)}")
 
 
 def _bar(what: str) -> Any:

@@ -344,19 +344,22 @@ def report(
     show_board(face.report(runs), out)
 
 
-@app.command(epilog="Example: latticework reproduce dagnn --claim cora-fixed")
+@app.command(
+    epilog="Example: latticework reproduce dagnn --claim cora-fixed. A table: latticework reproduce nodes --resume --record"
+)
 def reproduce(
     papers: Annotated[list[str], typer.Argument(help="Papers, or a Grid named in a wing's TOML.")],
     claim: Annotated[list[str], typer.Option(help="Only this claim; may be repeated.")] = [],
     record: Annotated[bool, typer.Option("--record", help="Write what was measured beside the claims.")] = False,
     runs: Runs = Path("runs/evidence"),
+    resume: Annotated[bool, typer.Option("--resume", help="Of a Grid: take over its recorded cells, run the rest.")] = False,
     jobs: Annotated[int, typer.Option(help="Cells at the same time.", min=1)] = 1,
     device: Device = "cpu",
 ) -> None:
     """Run a paper's claims: its figure beside ours. Claims are made for one thread of a CPU; --device runs them elsewhere."""
     from ._reproduce import reproduce_papers
 
-    reproduce_papers(papers, claim, record, runs, jobs, device)
+    reproduce_papers(papers, claim, record, runs, jobs, device, resume)
 
 
 # -- reading options -------------------------------------------------------------------------------------------------

@@ -195,28 +195,22 @@ def default_task(data: Dataset, entries: Sequence[str] = ()) -> Task:
 
 def run_cell(cell: Cell, root: str, options: Options, retry: bool = False) -> str:
     """Run one cell in this process: its key, or "" where another process holds it."""
-    data = class_value("data", cell.data)
-    task = class_value("task", cell.task)
-    method = class_value("method", cell.method)
+    data = registry.class_value("data", cell.data)
+    task = registry.class_value("task", cell.task)
+    method = registry.class_value("method", cell.method)
     try:
         return evaluate(task, data, method, cell.fold, cell.seed, Ledger(root), options, retry=retry).cell
     except Held:
         return ""
 
 
-def class_value(noun: str, plain: Mapping[str, Any]) -> Any:
-    """A value back from its plain form."""
-    rest = {k: v for k, v in plain.items() if k != "is"}
-    return registry.class_of(noun, plain["is"]).make(rest)
-
-
 def key_of(cell: Cell, options: Options, digests: dict[str, str]) -> str:
-    data = class_value("data", cell.data)
+    data = registry.class_value("data", cell.data)
     text = repr(cell.data)
     if text not in digests:
         digests[text] = data.digest()
-    method = class_value("method", cell.method)
-    return cell_key(class_value("task", cell.task), digests[text], method, cell.fold, cell.seed, options.precision)
+    method = registry.class_value("method", cell.method)
+    return cell_key(registry.class_value("task", cell.task), digests[text], method, cell.fold, cell.seed, options.precision)
 
 
 def run_grid(

@@ -4,6 +4,7 @@
     runs/cells/<key>/   result.json, findings.json                     one judged cell
     runs/work/<key>/    the newest checkpoint of a fit that is not finished
     runs/grids/<key>.json   which cells make a board
+    runs/choices/<key>.json what a search found, where its fits are elsewhere
     runs/locks, runs/tmp
 
 A folder is filled under ``tmp`` and renamed, so SIGKILL leaves either all of it or none. A cell in work is held by a
@@ -106,7 +107,7 @@ class Ledger:
         self._temporary = tempfile.TemporaryDirectory(prefix="latticework-") if root is None else None
         self.root = Path(self._temporary.name if self._temporary else root)  # type: ignore[arg-type]
         with disk_errors(self.root):
-            for name in ("fits", "cells", "locks", "tmp", "work", "grids"):
+            for name in ("fits", "cells", "locks", "tmp", "work", "grids", "choices"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
             if not os.access(self.root / "tmp", os.W_OK):
                 raise PermissionError(errno.EACCES, "not writable")
@@ -179,6 +180,18 @@ class Ledger:
 
         write_folder(self.root / "fits" / key, both, self.root / "tmp" / f"fit-{key}")
         shutil.rmtree(self.root / "work" / key, ignore_errors=True)
+
+    def choice(self, key: str) -> dict[str, Any] | None:
+        """The method that a fit ended with and what it cost, where the fit is here or was recorded elsewhere."""
+        if self.fit_folder(key) is not None:
+            facts = self.fit_facts(key)
+            return {name: facts[name] for name in ("chosen", "fit_s", "refs_s")}
+        path = self.root / "choices" / f"{key}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def put_choice(self, key: str, facts: Mapping[str, Any]) -> None:
+        """Take over what a search found elsewhere."""
+        write_whole(self.root / "choices" / f"{key}.json", json.dumps(dict(facts), indent=1, sort_keys=True))
 
     def work_folder(self, key: str) -> Path:
         return self.root / "work" / key

@@ -182,6 +182,11 @@ def value_of(noun: str, text: str) -> Value:
     return kind.make(fields).with_settings(given)  # type: ignore[no-any-return]
 
 
+def class_value(noun: str, plain: Mapping[str, Any]) -> Any:
+    """A value back from its plain form."""
+    return class_of(noun, plain["is"]).make({k: v for k, v in plain.items() if k != "is"})
+
+
 def settings_of(text: str) -> dict[str, Any]:
     """The settings that a text in brackets names (``dagnn(hops=50)``: hops), none where it has no brackets."""
     _, bracket, rest = text.partition("(")

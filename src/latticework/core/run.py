@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import store
+from . import registry, store
 from .errors import Cancelled, OutOfTime, UserError
 from .ledger import Ledger
 from .method import Backbone, Method, Model, Ref
@@ -137,14 +137,11 @@ class Run:
             return user_net(self.nets.get(ref.net, ref.net))
         if ref.method is None:
             raise UserError("a ref needs one of: method, saved, net")
-        child = self.child(ref.seed, f"{self.label} > {ref.method.name}")
+        child = self._child_of(ref)
         if ref.data is not None:
-            child.digest, child.fold = ref.data.digest(), "all"
-            child.task = ref.task or self.task
             if ref.task is not None:
-                fold_name = ref.task.plan(ref.data, 1)[0][0]
-                fold = ref.task.fold(ref.data, fold_name)
-                train, valid, child.fold = fold.train, fold.valid, fold_name
+                fold = ref.task.fold(ref.data, child.fold)
+                train, valid = fold.train, fold.valid
             else:
                 train, valid = ref.data.whole(), None
         elif self._parts is None or train is not self._parts[0]:
@@ -163,6 +160,30 @@ class Run:
         said = [f"{ref.method.name}: {note}" for note in child.notes]
         self.notes += [note for note in dict.fromkeys(said) if note not in self.notes]
         return model
+
+    def _child_of(self, ref: Ref) -> Run:
+        """The run that a ref's fit has; of a ref with data of its own, on the first fold of its task or on all of it."""
+        assert ref.method is not None
+        child = self.child(ref.seed, f"{self.label} > {ref.method.name}")
+        if ref.data is not None:
+            child.digest, child.task = ref.data.digest(), ref.task or self.task
+            child.fold = ref.task.plan(ref.data, 1)[0][0] if ref.task is not None else "all"
+        return child
+
+    def key_of(self, ref: Ref) -> str:
+        """The key of the fit of a ref with data of its own."""
+        assert ref.method is not None and ref.data is not None
+        return self._child_of(ref).identity(ref.method)
+
+    def chosen(self, ref: Ref, train: Part, valid: Part | None = None) -> Method:
+        """The method that a ref's fit ends with: as `model`, but a record of what was found is enough."""
+        facts = self.ledger.choice(self.key_of(ref))
+        if facts is None:
+            found: Method = self.model(ref, train, valid).method
+            return found
+        self.refs_s += facts["fit_s"] + facts["refs_s"]
+        known: Method = registry.class_value("method", facts["chosen"])
+        return known
 
     def child(self, seed: int | None = None, label: str = "") -> Run:
         """A run for a fit inside this one: same context, its own streams and curves."""

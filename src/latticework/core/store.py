@@ -162,7 +162,7 @@ def load_model(folder: Path | str, nets: Mapping[str, str] | None = None) -> Mod
                 state |= load_file(path)
             except SafetensorError as error:
                 raise UserError(f"{path} is damaged: {error}") from None
-    method = registry.class_of("method", head["method"]["is"]).make({k: v for k, v in head["method"].items() if k != "is"})
+    method = registry.class_value("method", head["method"])
     schema = head["schema"] | ({"nets": dict(nets)} if nets else {})
     model: Model = method.model.restore(method, schema, state)
     return model

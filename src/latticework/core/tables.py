@@ -7,15 +7,118 @@ from pathlib import Path
 from typing import Any
 
 from .board import Board, CaseBoard, reading_ranks
-from .ledger import write_whole
+from .errors import UserError
+from .evaluate import Options
+from .grid import Cell, Grid, finished, key_of
+from .ledger import Ledger, write_whole
 from .registry import Table
+from .result import Cost, Result, Score
+from .tuning import TunedOnce
+
+WHERE = (
+    "version",
+    "torch",
+    "python",
+    "machine",
+    "device",
+    "precision",
+    "threads",
+)  # of the provenance: what no cell tells itself
 
 
-def record_table(table: Table, board: Board) -> Path:
-    """Write what a board says, cell by cell finished; a partial board says so."""
-    table.record.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(table.record, json.dumps(condensed(board), indent=1, sort_keys=True, allow_nan=False) + "\n")
+def record_table(table: Table, board: Board, ledger: Ledger, options: Options = Options()) -> Path:
+    """Write what a board says, and beside it the finished cells that it rests on, for `resume`; a partial board says so.
+
+    A board that fewer cells are finished of than of the recorded one is refused: its hours would be lost.
+    """
+    plain = condensed(board)
+    if table.record.exists():
+        before = json.loads(table.record.read_text(encoding="utf-8"))
+        if before["grid"] == plain["grid"] and before["cells"]["finished"] > plain["cells"]["finished"]:
+            raise UserError(
+                f"{table.name} is recorded with {before['cells']['finished']} finished cells, and here are "
+                f"{plain['cells']['finished']}: not written; go on from what is recorded with --resume, or delete {table.record} first"
+            )
+    write_whole(cells_path(table), _lines(kept_cells(Grid.make(table.grid), ledger, options)))
+    write_whole(table.record, json.dumps(plain, indent=1, sort_keys=True, allow_nan=False) + "\n")
     return table.record
+
+
+def cells_path(table: Table) -> Path:
+    """Where a recorded board keeps its cells."""
+    return table.record.with_suffix(".cells.json")
+
+
+def kept_cells(grid: Grid, ledger: Ledger, options: Options = Options()) -> list[dict[str, Any]]:
+    """The finished cells of a grid, an item for each entry on each data set: what its search found, and each cell's
+    headline, scores over all test items, and cost. Curves, slices and findings are left out."""
+    of_entry: dict[tuple[str, str, str], list[tuple[Cell, Result]]] = {}
+    for cell, result in finished(grid, ledger, options):
+        if result.status == "done":
+            of_entry.setdefault((json.dumps(cell.data), json.dumps(cell.task), cell.entry), []).append((cell, result))
+    items = []
+    for case in grid.cases():
+        for entry, method, _ in case.entries:
+            found = of_entry.get((json.dumps(case.data.plain()), json.dumps(case.task.plain()), entry), [])
+            search = None
+            if isinstance(method, TunedOnce):
+                key = method.search_key(options.precision)
+                facts = ledger.choice(key)
+                search = facts and {"key": key, **facts}
+            if not found and search is None:
+                continue
+            chosen = search["chosen"] if search else found[0][1].facts.get("chosen")
+            item: dict[str, Any] = {"case": case.label, "entry": entry, "search": search, "chosen": chosen, "cells": []}
+            if found:
+                item["row"] = found[0][1].facts.get("row")
+                item["where"] = {name: found[0][1].provenance.get(name) for name in WHERE}
+            for cell, result in found:
+                one: dict[str, Any] = {
+                    "key": result.cell, "fold": cell.fold, "seed": cell.seed, "headline": result.headline,
+                    "scores": [s._asdict() for s in result.scores if not s.at.get("slice")], "cost": result.cost._asdict(),
+                }  # fmt: skip
+                where = {name: result.provenance.get(name) for name in WHERE}
+                one |= {} if where == item["where"] else {"where": where}
+                one |= {} if result.facts.get("chosen") == chosen else {"chosen": result.facts.get("chosen")}
+                item["cells"].append(one)
+            items.append(item)
+    return items
+
+
+def _lines(items: list[dict[str, Any]]) -> str:
+    """JSON with an item a line."""
+    return "[\n" + ",\n".join(json.dumps(item, sort_keys=True, allow_nan=False) for item in items) + "\n]\n"
+
+
+def resume(table: Table, ledger: Ledger, options: Options = Options()) -> tuple[int, int]:
+    """Put the recorded cells of a table, and what its searches found, into a ledger that lacks them.
+
+    Returns how many cells were taken and how many of the recorded ones are of no cell that the table has now (data, settings
+    or folds changed since). A method whose code changed keeps its cells: delete its lines to have them measured anew.
+    """
+    path = cells_path(table)
+    if not path.exists():
+        return 0, 0
+    digests: dict[str, str] = {}
+    cells = {key_of(cell, options, digests): cell for cell in Grid.make(table.grid).cells()}
+    taken = other = 0
+    for item in json.loads(path.read_text(encoding="utf-8")):
+        if item["search"] and ledger.choice(item["search"]["key"]) is None:
+            ledger.put_choice(item["search"]["key"], {k: v for k, v in item["search"].items() if k != "key"})
+        for one in item["cells"]:
+            cell = cells.get(one["key"])
+            if cell is None:
+                other += 1
+                continue
+            taken += 1
+            if ledger.result(one["key"]) is None:
+                where = {"digest": digests[repr(cell.data)], **one.get("where", item["where"])}
+                provenance = {"task": cell.task, "data": cell.data, "method": cell.method, "fold": cell.fold, "seed": cell.seed}
+                facts = {"chosen": one.get("chosen", item["chosen"]), "notes": [], "row": item["row"]}
+                scores = tuple(Score(**score) for score in one["scores"])
+                cost = Cost(**one["cost"])
+                ledger.put_result(Result(one["key"], "done", scores, one["headline"], cost, None, provenance | where, {}, facts))
+    return taken, other
 
 
 def condensed(board: Board) -> dict[str, Any]:

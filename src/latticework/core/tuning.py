@@ -114,10 +114,17 @@ class TunedOnce(Tuned):
     data: Dataset = setting(..., "the data set whose first fold is tuned on")
     task: Task = setting(..., "the task that cuts it")
 
+    def search(self) -> Ref:
+        """The tuned fit on the first fold, which all folds share."""
+        return Ref(method=Tuned(method=self.method, trials=self.trials, keep=self.keep), data=self.data, task=self.task, seed=0)
+
+    def search_key(self, precision: str) -> str:
+        """The key of that fit."""
+        return Run(task=self.task, precision=precision).key_of(self.search())
+
     def fit(self, train: Part, valid: Part | None, run: Run) -> Model:
-        search = Tuned(method=self.method, trials=self.trials, keep=self.keep)
         own = list(run.notes)
-        chosen = run.model(Ref(method=search, data=self.data, task=self.task, seed=0), train, valid).method
+        chosen = run.chosen(self.search(), train, valid)
         child = run.child()
         model = fitted(chosen, train, valid, child)
         run.stopped |= child.stopped

@@ -101,7 +101,7 @@ class Terms(NamedTuple):
 
     @classmethod
     def read(cls, text: str) -> Terms:
-        from latticework.core.grid import class_value
+        from latticework.core.registry import class_value
 
         plain = json.loads(text)
         method: Any = class_value("method", plain["method"])

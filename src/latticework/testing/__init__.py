@@ -24,9 +24,10 @@ from latticework.core import registry, store
 from latticework.core.dataset import Dataset, open_data
 from latticework.core.errors import Cancelled, UserError
 from latticework.core.evaluate import Options, evaluate, suited
-from latticework.core.grid import class_value, entry_of, task_for, task_of
+from latticework.core.grid import entry_of, task_for, task_of
 from latticework.core.ledger import Ledger
 from latticework.core.method import Method
+from latticework.core.registry import class_value
 from latticework.core.result import Result
 from latticework.core.run import Run, fitted, part_digest
 from latticework.core.task import Fold, Part, Task

@@ -13,10 +13,10 @@ from latticework.core import store
 from latticework.core.dataset import Dataset
 from latticework.core.errors import UserError
 from latticework.core.evaluate import suited
-from latticework.core.grid import class_value
 from latticework.core.ledger import write_whole
 from latticework.core.method import Ref
 from latticework.core.probe import Probe
+from latticework.core.registry import class_value
 from latticework.core.result import Findings
 from latticework.core.run import Run, fitted
 from latticework.core.svg import lines
