@@ -21,7 +21,7 @@ from latticework.core.grid import Grid, Pool, finished, forecast, run_grid, tune
 from latticework.core.grid import entry_of as method_of
 from latticework.core.ledger import Ledger
 from latticework.core.run import Run
-from latticework.core.tables import cells_path, condensed, page, record_table, recorded_costs, resume
+from latticework.core.tables import cells_path, condensed, gains, page, record_table, recorded_costs, resume
 from latticework.core.task import Part
 from latticework.core.tuning import Tuned, search_space
 from latticework.nodes.baselines import Majority
@@ -294,6 +294,37 @@ def test_the_command_line_goes_on_from_recorded_cells(
     said = capsys.readouterr()
     assert "4 recorded cells taken over" in said.out and "8 cells, 4 finished before" in said.err
     assert "Partial" not in page(table)
+
+
+def test_published_gains_are_put_to_the_test(table: registry.Table, tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "runs")
+    entries = ("logistic-regression", "majority")
+    gain = {"says": "features over none", "entry": entries[0], "over": entries[1], "on": ["digits-knn"]}
+    back = {"says": "none over features", "entry": entries[1], "over": entries[0], "on": ["digits-knn"]}
+    asked = {**gain, "says": "by far too much", "by": 1.0}
+    grid = {**table.grid, "entries": entries, "repeats": 5, "tune": 0, "tune_once": False}
+    small = table._replace(grid=grid, gains=(gain, back, asked))
+    run_grid(Grid.make(grid), str(ledger.root))
+    board = board_of(small, ledger)
+    found = {item["says"]: item for item in gains(small, board)}
+    assert len(found) == 3 and {item["on"] for item in found.values()} == {"digits-knn"}
+    assert [found[what["says"]]["fate"] for what in (gain, back, asked)] == ["survives", "fails", "fails"]
+    means = {row.label: row.mean for row in board.cases[1].rows}
+    by_hand = means[entries[0]] - means[entries[1]]  # type: ignore[operator]
+    assert found[gain["says"]]["difference"] == pytest.approx(by_hand) and by_hand > 0.3
+    assert found[back["says"]]["difference"] == pytest.approx(-by_hand)
+    assert found[asked["says"]]["difference"] == pytest.approx(by_hand - 1.0)
+    record_table(small, board, ledger)
+    assert f"| features over none | digits-knn ({by_hand:+.3f}, 5 pairs) | – | – | – |" in page(small)
+    one = gains(small._replace(grid={**grid, "repeats": 1}), board_of(small._replace(grid={**grid, "repeats": 1}), ledger))
+    assert {item["fate"] for item in one} == {"not told yet"}
+
+
+def test_the_named_tables_ask_for_gains_that_they_can_tell() -> None:
+    for name, table in registry.tables().items():
+        for gain in table.gains:
+            assert {gain["entry"], gain["over"]} <= set(table.grid["entries"]), (name, gain)
+            assert set(gain.get("on", ())) <= set(table.grid["data"]), (name, gain)
 
 
 def test_recorded_cells_of_other_settings_are_left_aside(table: registry.Table, tmp_path: Path) -> None:

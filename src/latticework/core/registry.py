@@ -19,7 +19,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -257,12 +257,17 @@ def paper(slug: str) -> Paper:
 
 
 class Table(NamedTuple):
-    """A grid named in a wing's TOML; `record` is where its board is kept."""
+    """A grid named in a wing's TOML; `record` is where its board is kept.
+
+    `gains` are published gains that the table puts to the test: `entry` over `over`, both entries of the grid, by more than `by`
+    (0 where it is left out) on the data sets `on` (all of them where it is left out), as `says` says.
+    """
 
     name: str
     says: str
     grid: Mapping[str, Any]
     record: Path
+    gains: Sequence[Mapping[str, Any]] = ()
 
 
 def tables() -> dict[str, Table]:
@@ -270,8 +275,9 @@ def tables() -> dict[str, Table]:
     found = {}
     for _, path, head in _heads():
         for name, facts in head.get("grids", {}).items() if path.name == "wing.toml" else ():
-            grid = {key: value for key, value in facts.items() if key != "says"}
-            found[name] = Table(name, facts.get("says", ""), grid, path.parent / "evidence" / "tables" / f"{name}.json")
+            grid = {key: value for key, value in facts.items() if key not in ("says", "gains")}
+            record = path.parent / "evidence" / "tables" / f"{name}.json"
+            found[name] = Table(name, facts.get("says", ""), grid, record, tuple(facts.get("gains", ())))
     return found
 
 

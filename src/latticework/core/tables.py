@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .board import Board, CaseBoard, reading_ranks
+from .board import MARGIN, Board, CaseBoard, reading_ranks
 from .errors import UserError
 from .evaluate import Options
 from .grid import Cell, Grid, finished, key_of
 from .ledger import Ledger, write_whole
 from .registry import Table
 from .result import Cost, Result, Score
+from .statistics import holm, pair, paired, verdict
 from .tuning import TunedOnce
 
 WHERE = (
@@ -31,7 +32,7 @@ def record_table(table: Table, board: Board, ledger: Ledger, options: Options = 
 
     A board that fewer cells are finished of than of the recorded one is refused: its hours would be lost.
     """
-    plain = condensed(board)
+    plain = condensed(board) | {"gains": gains(table, board)}
     if table.record.exists():
         before = json.loads(table.record.read_text(encoding="utf-8"))
         if before["grid"] == plain["grid"] and before["cells"]["finished"] > plain["cells"]["finished"]:
@@ -155,6 +156,46 @@ def _case(case: CaseBoard) -> dict[str, Any]:
     return {"label": case.label, "metric": case.metric, "baseline": case.baseline, "rows": rows, "provenance": case.provenance}
 
 
+def gains(table: Table, board: Board) -> list[dict[str, Any]]:
+    """What the table's published gains come to, each on each of its data sets: survives, fails, is gone (tied) or is not told yet.
+
+    A gain is the paired difference less `by`; its p value is Holm's over all gains of the table, and the margin of a tie is
+    1 % of the opponent's mean, as on every board.
+    """
+    grid = Grid.make(table.grid)
+    tried = []
+    for gain in table.gains:
+        for case, judged in zip(grid.cases(), board.cases, strict=True):
+            if gain.get("on") and case.label.split(" · ")[0] not in gain["on"]:
+                continue
+            rows = {row.label: row for row in judged.rows}
+            ours, theirs = (rows[grid.entry(case.task, case.data, gain[side], {}).row()] for side in ("entry", "over"))
+            by = gain.get("by", 0.0) if judged.better == "higher" else -gain.get("by", 0.0)
+            mine, other = ({_fold_and_seed(key): value for key, value in row.values.items()} for row in (ours, theirs))
+            left, right = pair(mine, other, ours.chance, theirs.chance)
+            found = paired(left, [value + by for value in right], judged.better, judged.overlap)
+            tried.append((gain, judged, theirs, found))
+    corrected = holm([found.p for *_, found in tried])
+    said = []
+    for (gain, judged, theirs, found), p in zip(tried, corrected, strict=True):
+        told = verdict(
+            found, MARGIN * abs(theirs.mean or 0.0), p=p, ratio=judged.overlap, comparisons=max(len(tried), 1), unit=judged.unit
+        )
+        fate = {"better": "survives", "worse": "fails", "tied": "gone", "unsure": "not told yet"}[told.word]
+        said.append(
+            {
+                "says": gain["says"], "entry": gain["entry"], "over": gain["over"], "by": gain.get("by", 0.0), "on": judged.label,
+                "fate": fate, "difference": found.mean, "low": found.low, "high": found.high, "pairs": found.n, "sentence": told.sentence,
+            }
+        )  # fmt: skip
+    return said
+
+
+def _fold_and_seed(key: str) -> tuple[str, int]:
+    fold, _, seed = key.rpartition("/")
+    return fold, int(seed)
+
+
 def recorded_costs(table: Table) -> dict[tuple[str, str], float]:
     """Seconds of a cell by (data set, method), as the recorded board has them."""
     if not table.record.exists():
@@ -178,6 +219,7 @@ def page(table: Table) -> str:
     done, planned = found["cells"]["finished"], found["cells"]["planned"]
     if done < planned:
         lines += [f"**Partial: {done} of {planned} cells are finished.** Rows say how many repeats they rest on.", ""]
+    lines += _fates(found.get("gains", []))
     lines += _standing(found["cases"])
     for item in found["ranks"]:
         ranked = sorted(zip(item["of"], item["average"], strict=True), key=lambda pair: pair[1])
@@ -203,6 +245,31 @@ def page(table: Table) -> str:
             )
         lines.append("")
     return "\n".join(lines)
+
+
+def _fates(said: list[dict[str, Any]]) -> list[str]:
+    """Published gains and where they survive equal tuning on these folds."""
+    if not said:
+        return []
+    fates = ("survives", "gone", "fails", "not told yet")
+    lines = ["## Published gains", "", "| gain | survives | gone (tied) | fails | not told yet |", "|---|---|---|---|---|"]
+    for gain in dict.fromkeys(item["says"] for item in said):
+        mine = [item for item in said if item["says"] == gain]
+        cells = []
+        for fate in fates:
+            shown = []
+            for item in mine:
+                if item["fate"] == fate:
+                    number = "" if item["difference"] is None else f" ({item['difference']:+.3f}, {item['pairs']} pairs)"
+                    shown.append(item["on"] + number)
+            cells.append(", ".join(shown) or "–")
+        lines.append(f"| {gain} | " + " | ".join(cells) + " |")
+    return [
+        *lines,
+        "",
+        "Paired differences less the gain that is asked for; p values are Holm's over all lines of this table.",
+        "",
+    ]
 
 
 def _standing(cases: list[dict[str, Any]]) -> list[str]:
