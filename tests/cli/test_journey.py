@@ -60,12 +60,16 @@ def test_a_saved_model_matches_a_new_file_by_name(mine: Path, tmp_path: Path, co
     shutil.copytree(mine, other)
     nodes = pl.read_csv(other / "nodes.csv", infer_schema=False)
     nodes.select(nodes.columns[::-1]).with_columns(pl.lit("1").alias("extra")).write_csv(other / "nodes.csv")
-    for name, folder in (("a.csv", mine), ("b.csv", other)):
-        assert command("predict", tmp_path / "M", folder, "-o", tmp_path / name)[0] == 0
+    for name, folder, note in (
+        ("a.csv", mine, ""),
+        ("b.csv", other, "note: 1 node features are none of the model's and left out: 'extra'\n"),
+    ):
+        status, _, said = command("predict", tmp_path / "M", folder, "-o", tmp_path / name)
+        assert status == 0 and said == note
     assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()
     nodes.drop("f2").write_csv(other / "nodes.csv")
     status, _, said = command("predict", tmp_path / "M", other, "-o", tmp_path / "c.csv")
-    assert status == 2 and "1 are missing here, first 'f2'" in said and not (tmp_path / "c.csv").exists()
+    assert status == 2 and "needs the node feature 'f2'; found" in said and not (tmp_path / "c.csv").exists()
 
 
 def test_what_to_type_next_names_the_settings_of_the_data(tmp_path: Path, command: Command) -> None:

@@ -550,8 +550,16 @@ def test_features_are_matched_by_name() -> None:
     schema = schema_for(graph)
     same = as_fitted(turned, schema)
     assert same.x is not None and np.array_equal(same.x, graph.x) and same.features == graph.features
-    with pytest.raises(UserError, match="fitted with 4 features and 1 are missing here, first 'f3'"):
+    with pytest.raises(UserError, match="needs the node feature 'f3'; found f0, f1, f2"):
         as_fitted(replace(graph, x=graph.x[:, :3], features=graph.features[:3], _cache={}), schema)
+
+
+def test_a_category_that_does_not_occur_here_is_a_column_of_zeros() -> None:
+    graph = replace(blocks(), features=("kind=a", "kind=b", "kind=c", "size"), _cache={})
+    assert graph.x is not None
+    fewer = replace(graph, x=graph.x[:, [3, 0]], features=("size", "kind=a"), _cache={})
+    x = as_fitted(fewer, schema_for(graph)).x
+    assert x is not None and np.array_equal(x[:, [0, 3]], graph.x[:, [0, 3]]) and not x[:, 1:3].any()
 
 
 def test_judging_predictions_made_elsewhere(tmp_path: Path, command: Callable[..., tuple[int, str, str]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from typing import Any
 
@@ -641,6 +642,23 @@ def test_listed_averages_are_those_of_all_orderings() -> None:
             total.append(net.net.encode(one))
         batch = Batch.from_data_list(graphs).apply(lambda v: v.double() if v.is_floating_point() else v)
         torch.testing.assert_close(net.encode(batch)[place], torch.cat(total).mean(0), rtol=0, atol=1e-12)
+
+
+def test_places_are_drawn_from_all_sortings_of_the_ranks() -> None:
+    ranks = torch.tensor([2, 0, 2, 0, 4])
+    wanted = {p for p in itertools.permutations(range(5)) if bool((ranks[list(p)].diff() >= 0).all())}
+    rank, ptr = torch.cat([ranks, torch.zeros(1, dtype=torch.long), ranks.flip(0)]), torch.tensor([0, 5, 6, 11])
+    graph = torch.repeat_interleave(torch.arange(3), ptr.diff())
+    torch.manual_seed(0)
+    for number in (None, lambda seed: torch.tensor([seed, seed + 1000, seed + 2000])):
+        seen = set()
+        for seed in range(200):
+            places = draw_places(rank, graph, ptr, number and number(seed))
+            assert places[5] == 0 and tuple(places[:5].argsort().tolist()) in wanted
+            assert places[6:].sort().values.tolist() == list(range(5))
+            assert bool((ranks.flip(0)[places[6:].argsort()].diff() >= 0).all())
+            seen.add(tuple(places[:5].argsort().tolist()))
+        assert seen == wanted
 
 
 def test_large_frames_are_drawn_and_places_beyond_share_a_column() -> None:

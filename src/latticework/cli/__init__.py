@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import sys
 import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
 
 INTERRUPTED = 130  # typer exits with it, too
 
@@ -39,7 +44,8 @@ def run(words: list[str], debug: bool = False) -> int:
         import typer
 
         command = typer.main.get_command(app)
-        status = command.main(args=expand(words), prog_name="latticework", standalone_mode=False, obj={"debug": debug})
+        with _warnings_as_notes():
+            status = command.main(args=expand(words), prog_name="latticework", standalone_mode=False, obj={"debug": debug})
         if status == INTERRUPTED:
             return _interrupted()
         return status if isinstance(status, int) else 0
@@ -62,6 +68,22 @@ def run(words: list[str], debug: bool = False) -> int:
         else:
             print(f"failed: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
         return 1
+
+
+@contextlib.contextmanager
+def _warnings_as_notes() -> Iterator[None]:
+    """What the library warns of is a line for the user; other packages' warnings stay as they are."""
+    with warnings.catch_warnings():
+        before: Callable[..., None] = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], filename: str, *rest: Any) -> None:
+            if f"{os.sep}latticework{os.sep}" in filename or category.__module__.startswith("latticework."):
+                print(f"note: {message}", file=sys.stderr)
+            else:
+                before(message, category, filename, *rest)
+
+        warnings.showwarning = show
+        yield
 
 
 def _said(error: Exception, status: int, debug: bool) -> int:

@@ -612,7 +612,7 @@ def nodes_table(graph: Graph, splits: Mapping[str, np.ndarray[Any, Any]] = {}) -
 
 
 # -- the data set of a user's files --------------------------------------------------------------------------------------
-class GraphSet(Dataset):
+class GraphDataset(Dataset):
     """What graph data sets share: facts, check, writer and the whole as a part."""
 
     kind: ClassVar[str] = "graph"
@@ -630,7 +630,7 @@ class GraphSet(Dataset):
         return whole_part(self.read())
 
 
-class GraphFiles(GraphSet):
+class GraphFiles(GraphDataset):
     """A user's graph, by path; its identity is the bytes of the files, not where they lie."""
 
     name: ClassVar[str] = "graph-files"

@@ -15,7 +15,7 @@ from latticework.core.errors import UserError
 from latticework.core.value import digest_of, setting
 
 from .files import arrays_digest
-from .graph import Graph, GraphSet, check_numbers, finish, from_pyg, read_cached
+from .graph import Graph, GraphDataset, check_numbers, finish, from_pyg, read_cached
 from .mirror import csr_of, locate, read_arrays
 
 # file -> (folder, file name, SHA-256, edges are stored once and mean both ways)
@@ -54,7 +54,7 @@ _FILES: Mapping[str, tuple[str, str, str, bool]] = {
 }  # fmt: skip
 
 
-class MirroredGraph(GraphSet):
+class MirroredGraph(GraphDataset):
     """A published graph under ``LATTICEWORK_DATA``, by the name it has in the catalogue."""
 
     name: ClassVar[str] = "mirrored-graph"
@@ -107,7 +107,7 @@ def _read_npz(path: Path, once: bool, directed: bool | None) -> Graph:
     )  # fmt: skip
 
 
-class MirroredFolder(GraphSet):
+class MirroredFolder(GraphDataset):
     """The page-page network of the catalogue, which has the form of a user's folder."""
 
     name: ClassVar[str] = "musae-facebook"
@@ -125,7 +125,7 @@ class MirroredFolder(GraphSet):
         return read_cached(folder, self.directed)
 
 
-class Karate(GraphSet):
+class Karate(GraphDataset):
     """Zachary's karate club with the four communities of torch_geometric, identity features."""
 
     name: ClassVar[str] = "karate"
@@ -146,7 +146,7 @@ def _karate() -> Graph:
     return from_pyg(data)
 
 
-class DigitsKnn(GraphSet):
+class DigitsKnn(GraphDataset):
     """scikit-learn's 1,797 handwritten digits joined to their nearest neighbours in pixel space; 64 pixels as features."""
 
     name: ClassVar[str] = "digits-knn"
@@ -179,7 +179,7 @@ def _digits(neighbours: int) -> Graph:
     )  # fmt: skip
 
 
-class GivenGraph(Given, GraphSet):
+class GivenGraph(Given, GraphDataset):
     """A graph made in Python (a PyG ``Data``); it lives as long as the process and is named by its content."""
 
     name: ClassVar[str] = "given-graph"
@@ -192,7 +192,7 @@ class GivenGraph(Given, GraphSet):
         return cls(content=digest)
 
 
-class LargestComponent(GraphSet):
+class LargestComponent(GraphDataset):
     """The largest weakly connected component of another graph, its splits cut down with it."""
 
     name: ClassVar[str] = "largest-component"
@@ -228,7 +228,7 @@ def subgraph(graph: Graph, nodes: np.ndarray[Any, Any]) -> Graph:
     )  # fmt: skip
 
 
-class BarabasiAlbert(GraphSet):
+class BarabasiAlbert(GraphDataset):
     """A preferential-attachment graph (networkx), for timing; each edge stands both ways."""
 
     name: ClassVar[str] = "barabasi-albert"

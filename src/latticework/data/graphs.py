@@ -27,7 +27,7 @@ from latticework.core.value import digest_of, setting
 from .files import Stamp, arrays_digest, bytes_digest, stamps
 from .graph import distinct, fact_lines
 from .ratings import id_order
-from .table import header, some
+from .table import header, matched_columns, some
 
 Array = np.ndarray[Any, Any]
 SMILES = "smiles"
@@ -570,52 +570,13 @@ def _ranges_of(what: str, x: Array | None, names: tuple[str, ...]) -> list[str]:
 
 # -- a new file for a fitted model ---------------------------------------------------------------------------------------
 def match_features(graphs: GraphSet, wanted: Mapping[str, Any]) -> GraphSet:
-    """The graphs with the features of a schema (`schema_of`), by name and in its order.
-
-    A category that the file lacks is a column of zeros; one that the model never saw is left out, and a note counts the nodes.
-    `UserError` where a column of numbers, or a whole group of categories, is missing.
-    """
-    notes = list(graphs.notes)
-    x = _matched(graphs.x, graphs.features, tuple(wanted.get("features", ())), "node", graphs.nodes, notes)
-    edges = graphs.edge_index.shape[1]
-    edge_x = _matched(graphs.edge_x, graphs.edge_features, tuple(wanted.get("edge_features", ())), "edge", edges, notes)
+    """The graphs with the features of a schema (`schema_of`), by name and in its order; see `matched_columns`."""
+    features, edge_features = tuple(wanted.get("features", ())), tuple(wanted.get("edge_features", ()))
+    x = matched_columns(graphs.x, graphs.features, features, graphs.nodes)
+    edge_x = matched_columns(graphs.edge_x, graphs.edge_features, edge_features, graphs.edge_index.shape[1], "edge")
     if x is graphs.x and edge_x is graphs.edge_x:
         return graphs
-    return replace(
-        graphs, x=x, features=tuple(wanted.get("features", ())), edge_x=edge_x,
-        edge_features=tuple(wanted.get("edge_features", ())), notes=tuple(notes), _cache={},
-    )  # fmt: skip
-
-
-def _matched(
-    x: Array | None, names: tuple[str, ...], wanted: tuple[str, ...], what: str, rows: int, notes: list[str]
-) -> Array | None:
-    if names == wanted:
-        return x
-    has = {name: k for k, name in enumerate(names)}
-    groups = {name.partition("=")[0] for name in names if "=" in name}
-    missing = [name for name in wanted if name not in has and not ("=" in name and name.partition("=")[0] in groups)]
-    if missing and rows:  # a file without a single edge has no features of edges, and needs none
-        found = f"found {', '.join(names[:8])}" if names else f"there are no {what} features"
-        raise UserError(f"the model needs the {what} feature{'s' if len(missing) > 1 else ''} {some(missing)}; {found}")
-    out = np.zeros((rows, len(wanted)), np.float32)
-    for k, name in enumerate(wanted):
-        if x is not None and name in has:
-            out[:, k] = x[:, has[name]]
-    known = {name.partition("=")[0] for name in wanted if "=" in name}
-    left_out = []
-    for name in names:
-        if name in wanted:
-            continue
-        if x is not None and "=" in name and name.partition("=")[0] in known:
-            count = int((x[:, has[name]] != 0).sum())
-            if count:
-                notes.append(f"{count} {what}s are {name}, which the model never saw: nothing is told of it")
-        else:
-            left_out.append(name)
-    if left_out:
-        notes.append(f"{len(left_out)} {what} features are none of the model's and left out: {some(left_out)}")
-    return out if wanted else None
+    return replace(graphs, x=x, features=features, edge_x=edge_x, edge_features=edge_features, _cache={})
 
 
 # -- the data sets -------------------------------------------------------------------------------------------------------

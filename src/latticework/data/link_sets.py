@@ -12,7 +12,7 @@ import numpy as np
 from latticework.core.errors import UserError
 from latticework.core.value import digest_of, setting
 
-from .graph import Graph, GraphSet, finish
+from .graph import Graph, GraphDataset, finish
 from .mirror import locate, read_arrays
 
 # name -> (file name, SHA-256)
@@ -28,7 +28,7 @@ _FILES: Mapping[str, tuple[str, str]] = {
 }
 
 
-class MirroredLinks(GraphSet):
+class MirroredLinks(GraphDataset):
     """One of the eight graphs that SEAL is judged on (Zhang and Chen, NeurIPS 2018): undirected, no weights, no features."""
 
     name: ClassVar[str] = "mirrored-links"

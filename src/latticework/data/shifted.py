@@ -18,7 +18,7 @@ import numpy as np
 
 from latticework.core.value import digest_of, setting
 
-from .graph import Graph, GraphSet, finish
+from .graph import Graph, GraphDataset, finish
 
 INVARIANT, TRUSTED, DOUBTFUL, SHIFTED = 0.8, 0.999, 0.8, 0.1
 
@@ -49,7 +49,7 @@ def draw_environments(n: int, seed: int = 0) -> Drawn:
     return Drawn(x.astype(np.float32), y.astype(np.int64), z, n)
 
 
-class ShiftedEnvironments(GraphSet):
+class ShiftedEnvironments(GraphDataset):
     """Two classes, a feature to trust and a better-looking one that betrays the test nodes: `n` train and 2 `n` test nodes.
 
     The split is fixed and has no validation part: one drawn like the train nodes would choose the spurious feature, one

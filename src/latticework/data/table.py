@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from latticework.core.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     import polars as pl
+
+    Array = np.ndarray[Any, Any]
 
 SUFFIXES = (".csv", ".parquet")
 
@@ -182,3 +186,42 @@ def some(items: Iterable[object], most: int = 3) -> str:
     """The first few of many, for messages."""
     listed = list(items)
     return ", ".join(repr(i) if isinstance(i, str) else str(i) for i in listed[:most]) + (" …" if len(listed) > most else "")
+
+
+def matched_columns(
+    x: Array | None, names: Sequence[str], wanted: Sequence[str], rows: int, of: str = "node", noun: str = "feature"
+) -> Array | None:
+    """A file's columns x [rows, names] in a model's order, by name: [rows, wanted]; none where the model wants none.
+
+    A category (``group=value``) that the file lacks is a column of zeros; one that the model never saw is left out with a warning
+    that counts its rows, and so is a column that is none of the model's. `UserError` where a column of numbers, or a whole group of
+    categories, is missing.
+    """
+    import numpy as np
+
+    if list(names) == list(wanted):
+        return x
+    place = {name: i for i, name in enumerate(names)}
+    groups = {name.partition("=")[0] for name in names if "=" in name}
+    missing = [name for name in wanted if name not in place and not ("=" in name and name.partition("=")[0] in groups)]
+    if missing and rows:  # a file without a single edge has no features of edges, and needs none
+        found = f"found {', '.join(names[:8])}" if names else f"there are no {of} {noun}s"
+        raise UserError(f"the model needs the {of} {noun}{'s' if len(missing) > 1 else ''} {some(missing)}; {found}")
+    out = np.zeros((rows, len(wanted)), np.float32 if x is None else x.dtype)
+    for column, name in enumerate(wanted):
+        if x is not None and name in place:
+            out[:, column] = x[:, place[name]]
+    known, asked = {name.partition("=")[0] for name in wanted if "=" in name}, set(wanted)
+    left_out = []
+    for name in names:
+        if name in asked:
+            continue
+        if x is not None and "=" in name and name.partition("=")[0] in known:
+            count = int((x[:, place[name]] != 0).sum())
+            if count:
+                warnings.warn(f"{count} {of}s are {name}, which the model never saw: nothing is told of it", stacklevel=3)
+        else:
+            left_out.append(name)
+    if left_out:
+        warnings.warn(f"{len(left_out)} {of} {noun}s are none of the model's and left out: {some(left_out)}", stacklevel=3)
+    return out if len(wanted) else None

@@ -31,6 +31,7 @@ from latticework.data.drawn_graphs import DrawnGraphs
 from latticework.data.graph import Graph
 from latticework.data.graphs import GraphSet
 from latticework.data.sets import DrawnSets, SetRows, Sets, schema_of
+from latticework.data.table import matched_columns
 
 from .scenarios import generator
 
@@ -253,17 +254,10 @@ class SetRegression(NumberTask):
     def ask(self, data: Dataset | None, query: Value, schema: Mapping[str, Any]) -> Part:
         assert isinstance(query, SetQuery) and data is not None
         sets: Sets = data.read()
-        place = {name: i for i, name in enumerate(sets.features)}
-        missing = [name for name in schema["features"] if name not in place]
-        if missing:
-            raise UserError(
-                f"the model was fitted with {len(schema['features'])} columns of values and {len(missing)} are missing here, first "
-                f"{missing[0]!r}; found {', '.join(sets.features)}"
-            )
         if query.sets == "unlabelled" and sets.y is not None and np.isnan(sets.y).any():
             sets = sets.take(np.flatnonzero(np.isnan(sets.y)))
-        columns = [place[name] for name in schema["features"]]
-        sets = replace(sets.hidden(), values=sets.values[:, columns], features=tuple(schema["features"]), _cache={})
+        values = matched_columns(sets.values, sets.features, schema["features"], len(sets.values), "element", "value")
+        sets = replace(sets.hidden(), values=values, features=tuple(schema["features"]), _cache={})
         return Part(sets, SetRows(np.arange(len(sets)), sets.ids), None, schema_of(sets))
 
     # -- judging -----------------------------------------------------------------------------------------------------
@@ -412,7 +406,8 @@ class NodeRegression(NumberTask):
         given: Any = data.read()
         if isinstance(given, Graph):
             graph = column_of(given, self.target)[1] if self.target in given.features else given
-            graph = replace(_matched(graph, schema["features"]), _cache={})
+            x = matched_columns(graph.x, graph.features, schema["features"], graph.nodes)
+            graph = replace(graph, x=x, features=tuple(schema["features"]), _cache={})
             return Part([graph.tensors()], NodeRows(np.arange(graph.nodes), ("graph",), graph.ids), None, node_schema(graph))
         given = graph_sets.match_features(given, schema)
         if query.nodes == "unlabelled" and given.node_targets is not None and np.isnan(given.node_targets).any():
@@ -479,15 +474,6 @@ def column_of(graph: Graph, target: str) -> tuple[Array, Graph]:
     names = tuple(graph.features[i] for i in rest)
     # labels say more about a node than a user who names a target wants seen
     return y, replace(graph, x=graph.x[:, rest] if rest else None, features=names, y=None, classes=(), _cache={})
-
-
-def _matched(graph: Graph, wanted: Sequence[str]) -> Graph:
-    place = {name: i for i, name in enumerate(graph.features)}
-    missing = [name for name in wanted if name not in place]
-    if missing:
-        raise UserError(f"the model was fitted with feature {missing[0]!r}, which is missing here ({len(missing)} such)")
-    x = None if graph.x is None or not wanted else graph.x[:, [place[name] for name in wanted]]
-    return replace(graph, x=x, features=tuple(wanted))
 
 
 def graphs_of(part: Part) -> list[Data]:

@@ -529,18 +529,6 @@ def distinct_orderings(
     return orders[np.sort(first)]
 
 
-def draw_places(ranks: np.ndarray[Any, Any], graph: np.ndarray[Any, Any], rng: np.random.Generator) -> np.ndarray[Any, Any]:
-    """One ordering for each of many graphs, uniform in its frame: ranks and graph numbers (sorted) [N] -> the place [N] of each node.
-
-    Costs one sort of all nodes. Ranks of 0 throughout draw from all of S_n.
-    """
-    order = np.lexsort((rng.random(len(ranks)), ranks, graph))
-    places = np.empty(len(ranks), np.int64)
-    start = np.searchsorted(graph, graph)  # the first node of the same graph
-    places[order] = np.arange(len(ranks))
-    return places - start
-
-
 @dataclass(frozen=True)
 class Orderings:
     """Elements of S_n for each of B graphs: order int64 [M, n] lists nodes in their order, owner [M] says whose it is.

@@ -43,6 +43,7 @@ from latticework.core.run import Run
 from latticework.core.task import Fold, Part, Query, Task
 from latticework.core.value import Value, digest_of, setting
 from latticework.data.graph import Graph, schema_of
+from latticework.data.table import matched_columns
 from latticework.layers.hashing import GOLDEN, mixed
 
 from .heuristics import linked, pattern, shared
@@ -508,14 +509,7 @@ def as_fitted(graph: Graph, schema: Mapping[str, Any]) -> Graph:
 
     wanted = list(schema["features"])
     if list(graph.features) != wanted:
-        place = {name: c for c, name in enumerate(graph.features)}
-        missing = [name for name in wanted if name not in place]
-        if missing:
-            raise UserError(
-                f"the model was fitted with {len(wanted)} features and {len(missing)} are missing here, first {missing[0]!r}; "
-                f"found {', '.join(graph.features[:5]) or 'none'}"
-            )
-        x = None if not wanted or graph.x is None else graph.x[:, [place[name] for name in wanted]]
+        x = matched_columns(graph.x, graph.features, wanted, graph.nodes)
         graph = replace(graph, x=x, features=tuple(wanted), _cache={})
     known = {name: i for i, name in enumerate(schema["ids"])}
     here = set(graph.ids)

@@ -25,6 +25,7 @@ from latticework.core.run import Run
 from latticework.core.task import Fold, Part, Query, Task
 from latticework.core.value import Value, setting
 from latticework.data.graph import Graph, Nodes, degrees, local_homophily, schema_of
+from latticework.data.table import matched_columns
 
 Array = NDArray[Any]
 TRAIN, VALID, TEST = 0, 1, 2
@@ -410,24 +411,12 @@ def _auc(y: Array, chances: Array | None) -> Score:
 
 
 def match_features(graph: Graph, wanted: Sequence[str]) -> Graph:
-    """The graph with the model's feature columns in the model's order, matched by name."""
+    """The graph with the model's feature columns in the model's order, matched by name; see `matched_columns`."""
     from dataclasses import replace
 
     if list(graph.features) == list(wanted):
         return graph
-    place = {name: i for i, name in enumerate(graph.features)}
-    # a category that does not occur here has no column of its own: all its cells are zero
-    families = {name.partition("=")[0] for name in graph.features}
-    missing = [n for n in wanted if n not in place and not ("=" in n and n.partition("=")[0] in families)]
-    if missing:
-        raise UserError(
-            f"the model was fitted with {len(wanted)} features and {len(missing)} are missing here, first {missing[0]!r}; "
-            f"found {', '.join(graph.features[:5]) or 'none'}"
-        )
-    x = np.zeros((graph.nodes, len(wanted)), np.float32)
-    for column, name in enumerate(wanted):
-        if name in place and graph.x is not None:
-            x[:, column] = graph.x[:, place[name]]
+    x = matched_columns(graph.x, graph.features, wanted, graph.nodes)
     return replace(graph, x=x, features=tuple(wanted), _cache={})
 
 

@@ -15,11 +15,11 @@ from latticework.core.result import Findings
 from latticework.core.run import Run
 from latticework.core.task import Part
 from latticework.core.value import digest_of, setting
-from latticework.data.graph import Graph, GraphSet, finish
+from latticework.data.graph import Graph, GraphDataset, finish
 from latticework.nodes.tasks import NodeClassification
 
 
-class TwoRings(GraphSet):
+class TwoRings(GraphDataset):
     """Two rings of equal size joined by one edge; each ring is a class."""
 
     name: ClassVar[str] = "two-rings"
