@@ -296,6 +296,23 @@ def test_the_command_line_goes_on_from_recorded_cells(
     assert "Partial" not in page(table)
 
 
+def test_a_part_of_a_table_is_run_first(
+    table: registry.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(registry, "tables", lambda: {"small": table})
+    words = ["reproduce", "small", "--record", "--runs", str(tmp_path / "runs")]
+    app([*words, "--on", "karate", "--repeats", "1"], standalone_mode=False)
+    assert "**Partial: 2 of 8 cells are finished.**" in page(table)
+    app([*words, "-m", "majority"], standalone_mode=False)
+    assert "**Partial: 5 of 8 cells are finished.**" in page(table)
+    assert "4 cells, 1 finished before" in capsys.readouterr().err
+    for option, name in (("--on", "cora"), ("-m", "mlp")):
+        with pytest.raises(UserError, match=f"the table small has no .* '{name}'"):
+            app([*words, option, name], standalone_mode=False)
+    with pytest.raises(UserError, match="small is a table and makes no claims"):
+        app([*words, "--claim", "any"], standalone_mode=False)
+
+
 def test_published_gains_are_put_to_the_test(table: registry.Table, tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "runs")
     entries = ("logistic-regression", "majority")

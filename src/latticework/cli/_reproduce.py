@@ -2,60 +2,81 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from latticework.core import registry
 from latticework.core.errors import UserError, nearest
 
 
-def reproduce_papers(
-    papers: list[str], claims: list[str], record: bool, runs: Path, jobs: int, device: str, resume: bool = False
-) -> None:
+class Wanted(NamedTuple):
+    """What of a paper or a table is run, and how."""
+
+    claims: Sequence[str] = ()
+    on: Sequence[str] = ()
+    methods: Sequence[str] = ()
+    repeats: int | None = None
+    resume: bool = False
+    record: bool = False
+    runs: Path = Path("runs/evidence")
+    jobs: int = 1
+    device: str = "cpu"
+
+    @property
+    def of_tables(self) -> list[str]:
+        """The options given that are for tables alone."""
+        given = {"--on": self.on, "--method": self.methods, "--repeats": self.repeats, "--resume": self.resume}
+        return [name for name, value in given.items() if value]
+
+
+def reproduce_papers(names: Sequence[str], wanted: Wanted) -> None:
     """Run the claims of papers (or some of them), or the grids of these names."""
     grids = registry.tables()
     slugs = {p.slug: p for p in registry.papers()}
-    for name in papers:
+    for name in names:
         if name not in slugs and name not in grids:
             raise UserError(f"no paper and no grid is called {name!r}; {nearest(name, [*slugs, *grids])}")
-        if resume and name in slugs:
-            raise UserError(f"{name} is a paper; --resume is for tables: {', '.join(grids)}")
-    for name in papers:
+        if name in slugs and wanted.of_tables:
+            raise UserError(f"{name} is a paper; {wanted.of_tables[0]} is for tables: {', '.join(grids)}")
+        if name in grids and wanted.claims:
+            raise UserError(f"{name} is a table and makes no claims; leave --claim out")
+    for name in names:
         if name in slugs:
-            _paper(slugs[name], claims, record, runs, jobs, device)
+            _paper(slugs[name], wanted)
         else:
-            _grid(grids[name], record, runs, jobs, device, resume)
+            _grid(grids[name], wanted)
 
 
-def _paper(paper: registry.Paper, wanted: list[str], record: bool, runs: Path, jobs: int, device: str) -> None:
+def _paper(paper: registry.Paper, wanted: Wanted) -> None:
     from latticework.core import claim as claims
     from latticework.core.evaluate import Options
     from latticework.core.run import pick_device
 
     found = claims.claims_of(paper)
-    if wanted:
+    if wanted.claims:
         known = [c.id for c in found]
-        for name in wanted:
+        for name in wanted.claims:
             if name not in known:
                 raise UserError(f"{paper.slug} has no claim {name!r}; {nearest(name, known)}")
-        found = [c for c in found if c.id in wanted]
-    options = Options(pick_device(device), threads=1)
+        found = [c for c in found if c.id in wanted.claims]
+    options = Options(pick_device(wanted.device), threads=1)
     print(f"{paper.facts['title']} ({paper.facts.get('venue', '')})", flush=True)
     for item in found:
         hours = f" (about {item.hours:g} hours on one core)" if item.hours else ""
         print(f"\n[{item.level}] {item.id}: {item.says}{hours}", flush=True)
         with _bar(item.id) as on_done:
-            measured = claims.measure(item, str(runs), options, jobs=jobs, on_done=on_done)
+            measured = claims.measure(item, str(wanted.runs), options, jobs=wanted.jobs, on_done=on_done)
         figure = "–" if item.paper is None else f"{item.paper:g} [{item.mark}]"
         print(f"  paper {figure} · here {measured['says']} · {measured['verdict']} ({measured['seconds']} s)", flush=True)
-        if record:
+        if wanted.record:
             claims.record(paper, {item.id: measured})
-    if record:
+    if wanted.record:
         print(f"\nwrote {paper.path.with_suffix('.json')}")
 
 
-def _grid(table: registry.Table, record: bool, runs: Path, jobs: int, device: str, resume: bool) -> None:
-    """Run a named grid and show its board. Stopped with Ctrl-C it shows, and records as partial, what is finished."""
+def _grid(table: registry.Table, wanted: Wanted) -> None:
+    """Run a named grid, or a part of it, and show the board of all of it that is finished, also where Ctrl-C stopped it."""
     from rich.console import Console
 
     from latticework import _face as face
@@ -67,21 +88,22 @@ def _grid(table: registry.Table, record: bool, runs: Path, jobs: int, device: st
     from ._board import say_cost, show_board
 
     grid = Grid.make(table.grid)
-    ledger = Ledger(runs)
+    part = tables.part_of(table, wanted.on, wanted.methods, wanted.repeats)
+    ledger = Ledger(wanted.runs)
     print(f"{table.name}: {table.says}", flush=True)
-    if resume:
+    if wanted.resume:
         taken, other = tables.resume(table, ledger)
         changed = f"; {other} recorded ones are of data or settings that changed since and are left aside" if other else ""
         print(f"{taken} recorded cells taken over{changed}", flush=True)
-    say_cost(Console(stderr=True), grid, runs, tables.recorded_costs(table))
+    say_cost(Console(stderr=True), part, wanted.runs, tables.recorded_costs(table))
     try:
         with _bar(table.name) as on_done:
-            board = face.compare_grid(grid, runs=runs, jobs=jobs, device=device, on_done=on_done)
+            face.compare_grid(part, runs=wanted.runs, jobs=wanted.jobs, device=wanted.device, on_done=on_done)
     except KeyboardInterrupt:
         print("stopped; what is finished:", flush=True)
-        board = Board.of(grid, finished(grid, ledger), ledger, face.command_of(grid))
+    board = Board.of(grid, finished(grid, ledger), ledger, face.command_of(grid))
     show_board(board, [])
-    if record:
+    if wanted.record:
         print(f"\nwrote {tables.record_table(table, board, ledger)}")
 
 

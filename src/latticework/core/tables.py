@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .board import MARGIN, Board, CaseBoard, reading_ranks
-from .errors import UserError
+from .errors import UserError, nearest
 from .evaluate import Options
 from .grid import Cell, Grid, finished, key_of
 from .ledger import Ledger, write_whole
@@ -43,6 +44,24 @@ def record_table(table: Table, board: Board, ledger: Ledger, options: Options = 
     write_whole(cells_path(table), _lines(kept_cells(Grid.make(table.grid), ledger, options)))
     write_whole(table.record, json.dumps(plain, indent=1, sort_keys=True, allow_nan=False) + "\n")
     return table.record
+
+
+def part_of(table: Table, on: Sequence[str] = (), entries: Sequence[str] = (), repeats: int | None = None) -> Grid:
+    """A table's grid on some of its data sets, of some of its entries, on its first folds; its cells are the table's own.
+
+    Baselines that come unasked are left out where entries are named.
+    """
+    grid = Grid.make(table.grid)
+    for what, given, known in (("data set", on, grid.data), ("entry", entries, grid.entries)):
+        for name in given:
+            if name not in known:
+                raise UserError(f"the table {table.name} has no {what} {name!r}; {nearest(name, known)}")
+    return grid.but(
+        data=tuple(on) or grid.data,
+        entries=tuple(entries) or grid.entries,
+        repeats=min(repeats or grid.repeats, grid.repeats),
+        baselines=grid.baselines and not entries,
+    )
 
 
 def cells_path(table: Table) -> Path:
