@@ -296,6 +296,19 @@ def test_the_command_line_goes_on_from_recorded_cells(
     assert "Partial" not in page(table)
 
 
+def test_a_search_is_forecast_once_a_data_set(table: registry.Table, tmp_path: Path) -> None:
+    """The first fold's cell cost the search (100 s, two trials); each further fold is about a trial, and not the search again."""
+    ledger = Ledger(tmp_path / "runs")
+    grid = Grid.make({**table.grid, "data": ["karate"], "entries": ["mlp(epochs=5)"], "repeats": 5})
+    run_grid(grid.but(repeats=1), str(ledger.root))
+    for result in list(ledger.results()):
+        ledger.put_result(result._replace(cost=result.cost._replace(fit_s=0.01, refs_s=100.0, predict_s=0.0)))
+    assert forecast(grid, str(ledger.root))["seconds"] == pytest.approx(4 * 50.0)
+    small = table._replace(grid={k: v for k, v in grid.plain().items() if k != "is"})
+    record_table(small, board_of(small, ledger), ledger)
+    assert forecast(grid, str(tmp_path / "fresh"), told=recorded_costs(small))["seconds"] == pytest.approx(100.0 + 4 * 50.0)
+
+
 def test_a_part_of_a_table_is_run_first(
     table: registry.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from .board import MARGIN, Board, CaseBoard, reading_ranks
 from .errors import UserError, nearest
 from .evaluate import Options
-from .grid import Cell, Grid, finished, key_of
+from .grid import Cell, Grid, finished, key_of, once_tuned
 from .ledger import Ledger, write_whole
 from .registry import Table
 from .result import Cost, Result, Score
@@ -165,7 +165,7 @@ def condensed(board: Board) -> dict[str, Any]:
 def _case(case: CaseBoard) -> dict[str, Any]:
     rows = [
         {
-            "name": row.name, "unasked": row.unasked, "n": row.n, "planned": row.planned, "mean": row.mean, "low": row.low,
+            "label": row.label, "name": row.name, "unasked": row.unasked, "n": row.n, "planned": row.planned, "mean": row.mean, "low": row.low,
             "high": row.high, "rank": row.rank, "verdict": row.verdict, "says": row.sentence, "difference": row.difference,
             "fit_s": row.costs.get("fit_s"), "refs_s": row.costs.get("refs_s"), "parameters": row.costs.get("parameters"),
             "failures": sorted({failure["why"] for failure in row.failures}), "chosen": row.chosen,
@@ -224,8 +224,13 @@ def recorded_costs(table: Table) -> dict[tuple[str, str], float]:
     for case in found["cases"]:
         for row in case["rows"]:
             if row["fit_s"] is not None:
-                once = row["n"] / row["planned"] if found["grid"]["tune_once"] else 1.0  # a search is paid for once a data set
-                costs[case["label"], row["name"]] = row["fit_s"] + once * (row["refs_s"] or 0.0)
+                label = row.get("label", row["name"])
+                fit_s, refs_s = row["fit_s"], row["refs_s"] or 0.0
+                if found["grid"]["tune_once"]:  # a search is paid for once a data set
+                    further = once_tuned(fit_s, refs_s, found["grid"]["tune"])
+                    costs[case["label"], label] = (refs_s + (row["planned"] - 1) * further) / row["planned"]
+                else:
+                    costs[case["label"], label] = fit_s + refs_s
     return costs
 
 
