@@ -17,6 +17,7 @@ from .result import Cost, Result, Score
 from .statistics import holm, pair, paired, verdict
 from .tuning import TunedOnce
 
+FATES = {"better": "survives", "tied": "gone", "worse": "fails", "unsure": "not told yet"}
 WHERE = (
     "version",
     "torch",
@@ -200,7 +201,7 @@ def gains(table: Table, board: Board) -> list[dict[str, Any]]:
         told = verdict(
             found, MARGIN * abs(theirs.mean or 0.0), p=p, ratio=judged.overlap, comparisons=max(len(tried), 1), unit=judged.unit
         )
-        fate = {"better": "survives", "worse": "fails", "tied": "gone", "unsure": "not told yet"}[told.word]
+        fate = FATES[told.word]
         said.append(
             {
                 "says": gain["says"], "entry": gain["entry"], "over": gain["over"], "by": gain.get("by", 0.0), "on": judged.label,
@@ -271,16 +272,28 @@ def page(table: Table) -> str:
     return "\n".join(lines)
 
 
+def summary(table: Table) -> tuple[int, int, dict[str, int]]:
+    """Of the recorded board: finished cells, planned cells, and how many published gains met each fate (gain x data set)."""
+    if not table.record.exists():
+        return 0, len(Grid.make(table.grid).cells()), {}
+    found = json.loads(table.record.read_text(encoding="utf-8"))
+    fates = [item["fate"] for item in found.get("gains", [])]
+    return (
+        found["cells"]["finished"],
+        found["cells"]["planned"],
+        {fate: fates.count(fate) for fate in FATES.values() if fate in fates},
+    )
+
+
 def _fates(said: list[dict[str, Any]]) -> list[str]:
     """Published gains and where they survive equal tuning on these folds."""
     if not said:
         return []
-    fates = ("survives", "gone", "fails", "not told yet")
     lines = ["## Published gains", "", "| gain | survives | gone (tied) | fails | not told yet |", "|---|---|---|---|---|"]
     for gain in dict.fromkeys(item["says"] for item in said):
         mine = [item for item in said if item["says"] == gain]
         cells = []
-        for fate in fates:
+        for fate in FATES.values():
             shown = []
             for item in mine:
                 if item["fate"] == fate:
