@@ -48,7 +48,8 @@ def grid_table() -> str:
     for table in registry.tables().values():
         done, planned, fates = tables.summary(table)
         gains = ", ".join(f"{count} {fate}" for fate, count in fates.items()) or "none told yet"
-        lines.append(f"| `{table.name}` | {cell(table.says)} | {done:,} of {planned:,} | {gains} |")
+        cells = f"{done:,} of {planned:,}" if planned else "not run yet"
+        lines.append(f"| `{table.name}` | {cell(table.says)} | {cells} | {gains} |")
     return "\n".join(lines)
 
 

@@ -275,7 +275,7 @@ def page(table: Table) -> str:
 def summary(table: Table) -> tuple[int, int, dict[str, int]]:
     """Of the recorded board: finished cells, planned cells, and how many published gains met each fate (gain x data set)."""
     if not table.record.exists():
-        return 0, len(Grid.make(table.grid).cells()), {}
+        return 0, 0, {}
     found = json.loads(table.record.read_text(encoding="utf-8"))
     fates = [item["fate"] for item in found.get("gains", [])]
     return (
