@@ -76,7 +76,7 @@ def _paper(paper: registry.Paper, wanted: Wanted) -> None:
 
 
 def _grid(table: registry.Table, wanted: Wanted) -> None:
-    """Run a named grid, or a part of it, and show the board of all of it that is finished, also where Ctrl-C stopped it."""
+    """Run a named grid, or a part of it, and show its board; all of the grid that is finished is recorded. Ctrl-C stops it early."""
     from rich.console import Console
 
     from latticework import _face as face
@@ -98,13 +98,14 @@ def _grid(table: registry.Table, wanted: Wanted) -> None:
     say_cost(Console(stderr=True), part, wanted.runs, tables.recorded_costs(table))
     try:
         with _bar(table.name) as on_done:
-            face.compare_grid(part, runs=wanted.runs, jobs=wanted.jobs, device=wanted.device, on_done=on_done)
+            board = face.compare_grid(part, runs=wanted.runs, jobs=wanted.jobs, device=wanted.device, on_done=on_done)
     except KeyboardInterrupt:
         print("stopped; what is finished:", flush=True)
-    board = Board.of(grid, finished(grid, ledger), ledger, face.command_of(grid))
+        board = Board.of(part, finished(part, ledger), ledger, face.command_of(part))
     show_board(board, [])
     if wanted.record:
-        print(f"\nwrote {tables.record_table(table, board, ledger)}")
+        whole = Board.of(grid, finished(grid, ledger), ledger, face.command_of(grid))
+        print(f"\nwrote {tables.record_table(table, whole, ledger)}")
 
 
 def _bar(what: str) -> Any:
