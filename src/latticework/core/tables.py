@@ -251,22 +251,19 @@ def page(table: Table) -> str:
         lines += ["## Average ranks", "", item["says"], "", "| method | average rank |", "|---|---|"]
         lines += [f"| {name} | {rank:.2f} |" for name, rank in ranked]
         lines += ["", f"Over {', '.join(item['on'])}.", ""]
+    within = "search, s (once a data set)" if found["grid"]["tune_once"] else "fits within, s"
     for case in found["cases"]:
-        lines += [
-            f"## {case['label']}",
-            "",
-            f"| method | {case['metric']} | 95 % interval | repeats | against {case['baseline']} | fit, s |",
-        ]
-        lines.append("|---|---|---|---|---|---|")
+        head = ("method", case["metric"], "95 % interval", "repeats", f"against {case['baseline']}", "fit, s", within)
+        lines += [f"## {case['label']}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
         for row in sorted(case["rows"], key=lambda r: -(r["mean"] if r["mean"] is not None else -1)):
             if row["mean"] is None:
                 why = row["failures"][0] if row["failures"] else "not run yet"
-                lines.append(f"| {row['name']} | – | – | {row['n']} of {row['planned']} | {why} | – |")
+                lines.append(f"| {row['name']} | – | – | {row['n']} of {row['planned']} | {why} | – | – |")
                 continue
             interval = "–" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
-            fit = "–" if row["fit_s"] is None else f"{row['fit_s']:.1f}"
+            fit, refs = ("–" if row[cost] is None else f"{row[cost]:.1f}" for cost in ("fit_s", "refs_s"))
             lines.append(
-                f"| {row['name']} | {row['mean']:.3f} | {interval} | {row['n']} of {row['planned']} | {row['verdict']} | {fit} |"
+                f"| {row['name']} | {row['mean']:.3f} | {interval} | {row['n']} of {row['planned']} | {row['verdict']} | {fit} | {refs} |"
             )
         lines.append("")
     return "\n".join(lines)
