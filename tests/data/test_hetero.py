@@ -108,9 +108,24 @@ def test_paths_as_written() -> None:
         ("author-paper", "reviews all join author and paper"), ("author-editor", "'editor' is not a node type"),
         ("author-open-venue", "nothing joins author and open-venue"), ("author", "has no step"),
         ("author-[edits]-paper", "no relation 'edits' goes from author to paper"),
+        ("author-[writes]-paper-open-venue-shelf", "'shelf' is not a node type"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=words):
             parse_path(text, graph)
+
+
+def test_paths_of_types_with_hyphens_read_back() -> None:
+    """Types a, a-b and b, joined in every way: what is written for a chain is read as that chain."""
+    kinds = ("a", "a-b", "b")
+    pair = np.zeros((2, 1), np.int64)
+    graph = HeteroGraph(kinds, {k: ("x",) for k in kinds}, {(s, f"to{t}", t): pair for s in kinds for t in kinds})
+    texts = {}
+    for chain in meta_paths(graph, "a", 3):
+        texts[path_text(chain, graph)] = chain
+        assert parse_path(path_text(chain, graph), graph) == chain
+    assert len(texts) == len(meta_paths(graph, "a", 3)) > 20
+    fewer = HeteroGraph(kinds, graph.ids, {key: pair for key in (("a", "r", "b"), ("b", "s", "a-b"))})
+    assert chain_types(parse_path("a-b-a-b", fewer)) == ("a", "b", "a-b")  # the reading that the relations allow
 
 
 def test_counts_equal_brute_force_on_both_containers() -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -430,34 +430,40 @@ def types_of(data: Any) -> tuple[str, ...]:
 def parse_path(text: str, data: Any) -> Chain:
     """``paper-author-paper`` (or with relations, ``paper-[writes]-author``) as a chain of the data's relations.
 
+    Types may hold hyphens themselves: of several readings that the relations allow, the one with the longest types first is taken.
     `UserError` for a type that is not there, two types that nothing joins or that several relations join, and a path of
     one type.
     """
     types, relations = types_of(data), relations_of(data)
-    words = _words(text, types)
-    chain: list[Step] = []
-    for (here, name), (there, _) in itertools.pairwise(words):
-        chain.append(_step(text, here, name, there, relations))
-    if not chain:
+    refused: UserError | None = None
+    unread = [text.strip()]
+    for words in _readings(text.strip(), types, unread):
+        try:
+            steps = [_step(text, here, name, there, relations) for (here, name), (there, _) in itertools.pairwise(words)]
+        except UserError as error:
+            refused = refused or error
+            continue
+        if steps:
+            return tuple(steps)
+    if refused is not None:
+        raise refused
+    if text.strip() in types:
         raise UserError(f"meta-path {text!r} has no step; write at least two types, as in {types[0]}-{types[-1]}")
-    return tuple(chain)
+    word = min(unread, key=len).partition("-")[0]
+    raise UserError(f"meta-path {text!r}: {word!r} is not a node type; there are {', '.join(types)}")
 
 
-def _words(text: str, types: Sequence[str]) -> list[tuple[str, str]]:
-    """(type, name of the relation after it or ""): the longest type that fits, since types may hold hyphens themselves."""
-    found, rest = [], text.strip()
-    while True:
-        fits = [t for t in types if rest == t or rest.startswith(f"{t}-")]
-        if not fits:
-            word = rest.partition("-")[0]
-            raise UserError(f"meta-path {text!r}: {word!r} is not a node type; there are {', '.join(types)}")
-        kind = max(fits, key=len)
-        rest = rest[len(kind) :]
-        named = re.match(r"-\[([^\]]+)\]-", rest)
-        found.append((kind, named[1].strip() if named else ""))
-        if not rest:
-            return found
-        rest = rest[named.end() if named else 1 :]
+def _readings(rest: str, types: Sequence[str], unread: list[str]) -> Iterator[list[tuple[str, str]]]:
+    """Ways to read a path as (type, name of the relation after it or ""), longer types first; `unread` gathers what was left."""
+    unread.append(rest)
+    for kind in sorted((t for t in types if rest == t or rest.startswith(f"{t}-")), key=len, reverse=True):
+        after = rest[len(kind) :]
+        if not after:
+            yield [(kind, "")]
+            continue
+        named = re.match(r"-\[([^\]]+)\]-", after)
+        for further in _readings(after[named.end() if named else 1 :], types, unread):
+            yield [(kind, named[1].strip() if named else ""), *further]
 
 
 def _step(text: str, here: str, name: str, there: str, relations: Sequence[Relation]) -> Step:
@@ -482,8 +488,8 @@ def _step(text: str, here: str, name: str, there: str, relations: Sequence[Relat
     return fits[0]
 
 
-def path_text(chain: Chain, data: Any) -> str:
-    """What `parse_path` reads as this chain; relations are named only where types leave them open."""
+def path_text(chain: Chain, data: Any, named: bool = False) -> str:
+    """What `parse_path` reads as this chain; relations are named only where types leave them open, or all of them."""
     relations = relations_of(data)
     text = step_types(chain[0])[0]
     for key, forward in chain:
@@ -491,7 +497,9 @@ def path_text(chain: Chain, data: Any) -> str:
         rivals = [k for k in relations if {k[0], k[2]} == {here, there}]
         against = not forward and (here == there or sum(k[1] == key[1] for k in rivals) > 1)
         plain = len(rivals) == 1 and not against
-        text += f"-{there}" if plain else f"-[{'<' if against else ''}{key[1]}]-{there}"
+        text += f"-{there}" if plain and not named else f"-[{'<' if against else ''}{key[1]}]-{there}"
+    if not named and any("-" in kind for kind in types_of(data)) and parse_path(text, data) != chain:
+        return path_text(chain, data, named=True)
     return text
 
 
