@@ -163,7 +163,7 @@ def test_new_data_are_matched_by_name() -> None:
     fewer = {key: e for key, e in graph.relations.items() if key[1] != "at"}
     with pytest.raises(UserError, match="fitted with relation paper-at-venue"):
         match_hetero(replace(graph, relations=fewer, _cache={}), schema)
-    with pytest.raises(UserError, match="paper: the model was fitted with 5 features and 5 are missing"):
+    with pytest.raises(UserError, match="paper: the model needs the node features 'g0', 'g1', 'g2' …; found v, w, x, y, z"):
         match_hetero(replace(graph, features={**graph.features, "paper": tuple("vwxyz")}, _cache={}), schema)
 
 

@@ -405,7 +405,7 @@ def test_fit_then_predict_from_features_alone(tmp_path: Path, command: Command) 
     assert status == 2 and "hgnn reads hyperedges, and none were given" in err and not (tmp_path / "no.csv").exists()
     fresh.drop("pixel_3_3").write_csv(new / "nodes.csv")
     status, _, err = command("predict", model, new, "-o", tmp_path / "no.csv")
-    assert status == 2 and "first 'pixel_3_3'" in err
+    assert status == 2 and "needs the node feature 'pixel_3_3'" in err
 
 
 def test_bags_of_words_stay_bags_of_words(tmp_path: Path) -> None:
