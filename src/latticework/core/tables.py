@@ -96,7 +96,7 @@ def kept_cells(grid: Grid, ledger: Ledger, options: Options = Options()) -> list
             for cell, result in found:
                 one: dict[str, Any] = {
                     "key": result.cell, "fold": cell.fold, "seed": cell.seed, "headline": result.headline,
-                    "scores": [s._asdict() for s in result.scores if not s.at.get("slice")], "cost": result.cost._asdict(),
+                    "scores": [_lean(s) for s in result.scores if not s.at.get("slice")], "cost": _lean(result.cost),
                 }  # fmt: skip
                 where = {name: result.provenance.get(name) for name in WHERE}
                 one |= {} if where == item["where"] else {"where": where}
@@ -104,6 +104,15 @@ def kept_cells(grid: Grid, ledger: Ledger, options: Options = Options()) -> list
                 item["cells"].append(one)
             items.append(item)
     return items
+
+
+def _lean(value: Score | Cost) -> dict[str, Any]:
+    """The fields that are not at their defaults."""
+    return {
+        name: held
+        for name, held in value._asdict().items()
+        if name not in value._field_defaults or held != value._field_defaults[name]
+    }
 
 
 def _lines(items: list[dict[str, Any]]) -> str:
