@@ -363,6 +363,11 @@ def test_recorded_cells_of_other_settings_are_left_aside(table: registry.Table, 
     record_table(table, board_of(table, ledger), ledger)
     changed = table._replace(grid={**table.grid, "entries": ("majority", "mlp(epochs=6)")})
     assert resume(changed, Ledger(tmp_path / "elsewhere")) == (4, 4)
+    for damage in ("[{", '[{"search": null}]', "[1]", '{"a": 1}'):
+        cells_path(table).write_text(damage)
+        with pytest.raises(UserError, match=r"small\.cells\.json is damaged .* restore it"):
+            resume(table, Ledger(tmp_path / "untouched"))
+    assert not list((tmp_path / "untouched" / "cells").iterdir())
     cells_path(table).unlink()
     assert resume(table, ledger) == (0, 0)
 

@@ -129,26 +129,34 @@ def resume(table: Table, ledger: Ledger, options: Options = Options()) -> tuple[
     path = cells_path(table)
     if not path.exists():
         return 0, 0
-    digests: dict[str, str] = {}
-    cells = {key_of(cell, options, digests): cell for cell in Grid.make(table.grid).cells()}
-    taken = other = 0
-    for item in json.loads(path.read_text(encoding="utf-8")):
-        if item["search"] and ledger.choice(item["search"]["key"]) is None:
-            ledger.put_choice(item["search"]["key"], {k: v for k, v in item["search"].items() if k != "key"})
-        for one in item["cells"]:
-            cell = cells.get(one["key"])
-            if cell is None:
-                other += 1
-                continue
-            taken += 1
-            if ledger.result(one["key"]) is None:
+    grid, digests = Grid.make(table.grid), dict[str, str]()
+    cells = {key_of(cell, options, digests): cell for cell in grid.cells()}
+    methods = [method for case in grid.cases() for _, method, _ in case.entries]
+    searches = {method.search_key(options.precision) for method in methods if isinstance(method, TunedOnce)}
+    results, choices, other = [], {}, 0
+    try:
+        for item in json.loads(path.read_text(encoding="utf-8")):
+            if item["search"] and item["search"]["key"] in searches:
+                choices[item["search"]["key"]] = {name: item["search"][name] for name in ("chosen", "fit_s", "refs_s")}
+            for one in item["cells"]:
+                cell = cells.get(one["key"])
+                if cell is None:
+                    other += 1
+                    continue
                 where = {"digest": digests[repr(cell.data)], **one.get("where", item["where"])}
                 provenance = {"task": cell.task, "data": cell.data, "method": cell.method, "fold": cell.fold, "seed": cell.seed}
                 facts = {"chosen": one.get("chosen", item["chosen"]), "notes": [], "row": item["row"]}
-                scores = tuple(Score(**score) for score in one["scores"])
-                cost = Cost(**one["cost"])
-                ledger.put_result(Result(one["key"], "done", scores, one["headline"], cost, None, provenance | where, {}, facts))
-    return taken, other
+                scores, cost = tuple(Score(**score) for score in one["scores"]), Cost(**one["cost"])
+                results.append(Result(one["key"], "done", scores, one["headline"], cost, None, provenance | where, {}, facts))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); restore it, or delete it to begin anew") from None
+    for key, facts in choices.items():
+        if ledger.choice(key) is None:
+            ledger.put_choice(key, facts)
+    for result in results:
+        if ledger.result(result.cell) is None:
+            ledger.put_result(result)
+    return len(results), other
 
 
 def condensed(board: Board) -> dict[str, Any]:
