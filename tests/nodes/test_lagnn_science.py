@@ -214,7 +214,7 @@ def test_passes_differ_in_training_mode_alone(monkeypatch: pytest.MonkeyPatch) -
     net = ReferenceGCN(12, 3)
     x = x[field.nodes]
     for most in (1 << 24, 2 * x.numel()):  # all at once, and in blocks of two
-        monkeypatch.setattr(science, "MOST_AT_ONCE", most)
+        monkeypatch.setattr(science, "AT_ONCE_ON_A_CPU", most)
         logits = net.train()(x, field, 5).detach()
         assert logits.shape == (5, 10, 3)
         assert not torch.equal(logits[0], logits[1]) and float(acquisition(logits, y)) < 0
