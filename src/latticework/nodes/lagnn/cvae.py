@@ -22,7 +22,7 @@ from latticework.layers.sparse_features import FeatureLinear, SparseFeatures
 Features = Tensor | SparseFeatures
 Variant = Literal["bernoulli", "gaussian"]
 MOST_AT_ONCE = 1 << 24  # numbers of dropped-out features held at a time
-AT_ONCE_ON_A_CPU = 1 << 21  # what its caches hold
+AT_ONCE_ON_A_CPU = 1 << 18  # what a core's cache holds
 
 
 def neighbour_pairs(A: sp.sparray) -> Tensor:
@@ -195,14 +195,23 @@ class ReferenceGCN(nn.Module):
         """x [r2, f] -> logits [passes, t, C], each pass with dropout of its own; all passes in one product of S."""
         if passes < 1:
             raise ValueError(f"passes must be >= 1, is {passes}")
-        most = AT_ONCE_ON_A_CPU if x.device.type == "cpu" else MOST_AT_ONCE
-        block = max(1, min(passes, most // max(1, x.numel())))
-        parts = [self.first(self._dropped(x, min(block, passes - i))) for i in range(0, passes, block)]
-        h = field.inner @ torch.cat(parts).transpose(0, 1).reshape(x.shape[0], -1)
+        h = field.inner @ self._first_of(x, passes).transpose(0, 1).reshape(x.shape[0], -1)
         h = F.relu(h.view(len(h), passes, -1) + self.first_bias)
         h = self.second(F.dropout(h, self.dropout, self.training))
         out = field.outer @ h.reshape(len(h), -1)
         return out.view(len(out), passes, -1).transpose(0, 1) + self.second_bias
+
+    def _first_of(self, x: Tensor, passes: int) -> Tensor:
+        """The first map of each pass, [passes, r2, hidden], without holding all that was dropped out at a time."""
+        n, f = x.shape
+        most = AT_ONCE_ON_A_CPU if x.device.type == "cpu" else MOST_AT_ONCE
+        rows = n if torch.is_grad_enabled() else max(1, min(n, most // max(1, f)))
+        block = max(1, min(passes, most // max(1, rows * f)))
+        parts = [
+            self.first(self._dropped(part, min(block, passes - i))) for i in range(0, passes, block) for part in x.split(rows)
+        ]
+        each = math.ceil(n / rows)
+        return torch.cat([torch.cat(parts[i : i + each], 1) for i in range(0, len(parts), each)])
 
     def _dropped(self, x: Tensor, passes: int) -> Tensor:
         """x under `passes` masks [passes, r2, f]."""
