@@ -47,7 +47,7 @@ def grid_table() -> str:
     lines = ["| table | what it compares | cells finished | published gains |", "|---|---|---|---|"]
     for table in registry.tables().values():
         done, planned, fates = tables.summary(table)
-        gains = ", ".join(f"{count} {fate}" for fate, count in fates.items()) or "none told yet"
+        gains = ", ".join(f"{fate} {count}" for fate, count in fates.items()) or "none told yet"
         cells = f"{done:,} of {planned:,}" if planned else "not run yet"
         lines.append(f"| `{table.name}` | {cell(table.says)} | {cells} | {gains} |")
     return "\n".join(lines)
