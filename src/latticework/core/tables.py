@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +18,23 @@ from .statistics import holm, pair, paired, verdict
 from .tuning import TunedOnce
 
 FATES = {"better": "survives", "tied": "gone", "worse": "fails", "unsure": "not told yet"}
-WHERE = (
-    "version",
-    "torch",
-    "python",
-    "machine",
-    "device",
-    "precision",
-    "threads",
-)  # of the provenance: what no cell tells itself
+# Of a result's provenance what its cell does not tell.
+WHERE = ("version", "torch", "python", "machine", "device", "precision", "threads")
 
 
 def record_table(table: Table, board: Board, ledger: Ledger, options: Options = Options()) -> Path:
     """Write what a board says, and beside it the finished cells that it rests on, for `resume`; a partial board says so.
 
-    A board that fewer cells are finished of than of the recorded one is refused: its hours would be lost.
+    A board of fewer scored cells than the recorded one is refused: its hours would be lost.
     """
     plain = condensed(board) | {"gains": gains(table, board)}
     if table.record.exists():
         before = json.loads(table.record.read_text(encoding="utf-8"))
-        if before["grid"] == plain["grid"] and before["cells"]["finished"] > plain["cells"]["finished"]:
+        recorded, here = (sum(row["n"] for case in found["cases"] for row in case["rows"]) for found in (before, plain))
+        if before["grid"] == plain["grid"] and recorded > here:
             raise UserError(
-                f"{table.name} is recorded with {before['cells']['finished']} finished cells, and here are "
-                f"{plain['cells']['finished']}: not written; go on from what is recorded with --resume, or delete {table.record} first"
+                f"{table.name} is recorded with {recorded} finished cells, and here are {here}: not written; go on from what is "
+                f"recorded with --resume, or delete {table.record} first"
             )
     write_whole(cells_path(table), _lines(kept_cells(Grid.make(table.grid), ledger, options)))
     write_whole(table.record, json.dumps(plain, indent=1, sort_keys=True, allow_nan=False) + "\n")
@@ -72,7 +66,7 @@ def cells_path(table: Table) -> Path:
 
 def kept_cells(grid: Grid, ledger: Ledger, options: Options = Options()) -> list[dict[str, Any]]:
     """The finished cells of a grid, an item for each entry on each data set: what its search found, and each cell's
-    headline, scores over all test items, and cost. Curves, slices and findings are left out."""
+    headline, scores over all test items, and cost. Curves, slices and findings are left out, and cells that failed."""
     of_entry: dict[tuple[str, str, str], list[tuple[Cell, Result]]] = {}
     for cell, result in finished(grid, ledger, options):
         if result.status == "done":
@@ -88,8 +82,10 @@ def kept_cells(grid: Grid, ledger: Ledger, options: Options = Options()) -> list
                 search = facts and {"key": key, **facts}
             if not found and search is None:
                 continue
-            chosen = search["chosen"] if search else found[0][1].facts.get("chosen")
-            item: dict[str, Any] = {"case": case.label, "entry": entry, "search": search, "chosen": chosen, "cells": []}
+            item: dict[str, Any] = {"case": case.label, "entry": entry, "search": search, "cells": []}
+            if search is None:
+                item["chosen"] = found[0][1].facts.get("chosen")
+            chosen = _chosen(item)
             if found:
                 item["row"] = found[0][1].facts.get("row")
                 item["where"] = {name: found[0][1].provenance.get(name) for name in WHERE}
@@ -104,6 +100,11 @@ def kept_cells(grid: Grid, ledger: Ledger, options: Options = Options()) -> list
                 item["cells"].append(one)
             items.append(item)
     return items
+
+
+def _chosen(item: Mapping[str, Any]) -> Any:
+    """The method that an item's cells were fitted with, unless they say another."""
+    return item["search"]["chosen"] if item["search"] else item["chosen"]
 
 
 def _lean(value: Score | Cost) -> dict[str, Any]:
@@ -145,7 +146,7 @@ def resume(table: Table, ledger: Ledger, options: Options = Options()) -> tuple[
                     continue
                 where = {"digest": digests[repr(cell.data)], **one.get("where", item["where"])}
                 provenance = {"task": cell.task, "data": cell.data, "method": cell.method, "fold": cell.fold, "seed": cell.seed}
-                facts = {"chosen": one.get("chosen", item["chosen"]), "notes": [], "row": item["row"]}
+                facts = {"chosen": one.get("chosen", _chosen(item)), "notes": [], "row": item["row"]}
                 scores, cost = tuple(Score(**score) for score in one["scores"]), Cost(**one["cost"])
                 results.append(Result(one["key"], "done", scores, one["headline"], cost, None, provenance | where, {}, facts))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
