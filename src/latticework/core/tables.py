@@ -201,9 +201,9 @@ def gains(table: Table, board: Board) -> list[dict[str, Any]]:
     1 % of the opponent's mean, as on every board.
     """
     grid = Grid.make(table.grid)
-    tried = []
+    cases, tried = grid.cases(), []
     for gain in table.gains:
-        for case, judged in zip(grid.cases(), board.cases, strict=True):
+        for case, judged in zip(cases, board.cases, strict=True):
             if gain.get("on") and case.label.split(" · ")[0] not in gain["on"]:
                 continue
             rows = {row.label: row for row in judged.rows}

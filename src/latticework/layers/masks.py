@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from .hashing import GOLDEN
+from .splitmix import mix
 
-_FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_S30, _S27, _S31 = np.uint64(30), np.uint64(27), np.uint64(31)
 LANES = 1 << 16  # a rate is kept to one in so many
 
 
@@ -37,19 +36,11 @@ def _fill(x: Any, threshold: Any, scale: Any, seed: Any, out: Any) -> None:  # p
     passes, rows, columns = out.shape
     for i in numba.prange(passes * rows):
         p, r = i // rows, i % rows
-        state = _mixed(seed + np.uint64(i + 1) * GOLDEN)
+        state = mix(seed + np.uint64(i + 1) * GOLDEN)
         bits = np.empty((columns + 3) // 4, np.uint64)
         for j in range(len(bits)):
             state = state + GOLDEN
-            bits[j] = _mixed(state)
+            bits[j] = mix(state)
         lanes = bits.view(np.uint16)
         for j in range(columns):  # no branch: it would be guessed wrong half of the time
             out[p, r, j] = x[r, j] * (scale * np.float32(lanes[j] >= threshold))
-
-
-@numba.njit(cache=True)
-def _mixed(z: Any) -> Any:  # pragma: no cover - compiled
-    """The finaliser of splitmix64, as `hashing.mixed`."""
-    z = (z ^ (z >> _S30)) * _FIRST
-    z = (z ^ (z >> _S27)) * _SECOND
-    return z ^ (z >> _S31)

@@ -17,9 +17,10 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from .hashing import GOLDEN
+from .splitmix import FIRST, SECOND, mix
 
-_GOLDEN, _MIX_1, _MIX_2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+Array = NDArray[Any]
 
 
 class Simple(NamedTuple):
@@ -164,12 +165,8 @@ def _walk_all(  # pragma: no cover - compiled
 @numba.njit(cache=True)
 def _uniform(state: Any) -> tuple[Any, float]:  # pragma: no cover - compiled
     """splitmix64: the next state, and a number in [0, 1)."""
-    state = state + _GOLDEN
-    z = state
-    z = (z ^ (z >> np.uint64(30))) * _MIX_1
-    z = (z ^ (z >> np.uint64(27))) * _MIX_2
-    z = z ^ (z >> np.uint64(31))
-    return state, np.float64(z >> np.uint64(11)) * (1.0 / 9007199254740992.0)
+    state = state + GOLDEN
+    return state, np.float64(mix(state) >> np.uint64(11)) * (1.0 / 9007199254740992.0)
 
 
 @numba.njit(cache=True)
@@ -314,7 +311,7 @@ def rooted_paths(
     numbers = np.arange(r) if streams is None else np.asarray(streams, np.int64)
     with np.errstate(over="ignore"):
         # far apart on the generator's cycle: a multiple of an odd number, not of its step
-        states = (numbers.astype(np.uint64) + np.uint64(1)) * _MIX_1 + np.uint64(seed) * _MIX_2
+        states = (numbers.astype(np.uint64) + np.uint64(1)) * FIRST + np.uint64(seed) * SECOND
     rows, sizes = np.zeros(r + 1, np.int64), np.zeros(r + 1, np.int64)
     _sizes(chosen, k, graph.indptr, graph.indices, rows[1:], sizes[1:])
     np.cumsum(rows, out=rows)

@@ -26,7 +26,9 @@ from scipy.special import ndtri
 from latticework.core.run import Run
 from latticework.core.task import Part
 from latticework.core.value import setting
+from latticework.layers.hashing import GOLDEN
 from latticework.layers.propagation import SparseOperator, adjacency, run_parallel
+from latticework.layers.splitmix import FIRST, mix
 
 from .embedding import EmbeddingMethod, EmbeddingModel
 
@@ -34,11 +36,7 @@ Array = NDArray[Any]
 Projection = Literal["sparse", "gaussian"]
 Merge = Literal["sum", "concat"]
 
-# SplitMix64: the step of the counter and the two multipliers of the mixing function.
-_STEP = np.uint64(0x9E3779B97F4A7C15)
-_FIRST = np.uint64(0xBF58476D1CE4E5B9)
-_SECOND = np.uint64(0x94D049BB133111EB)
-_S30, _S27, _S31, _S11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
+_S11 = np.uint64(11)
 _ONE = np.uint64(1)
 # Above this density R is cheaper as a dense matrix than with an index per entry.
 _SPARSE_ENOUGH = 0.25
@@ -46,16 +44,9 @@ _ROWS = 1 << 14
 
 
 @numba.njit(cache=True)
-def _mix(z: Any) -> Any:  # pragma: no cover - compiled
-    z = (z ^ (z >> _S30)) * _FIRST
-    z = (z ^ (z >> _S27)) * _SECOND
-    return z ^ (z >> _S31)
-
-
-@numba.njit(cache=True)
 def _row_key(seed: Any, node: Any) -> Any:  # pragma: no cover - compiled
     # Seed and node are mixed one after the other, so that (seed, node) pairs with equal sums don't share a stream.
-    return _mix(_mix(seed + _STEP) ^ _mix(np.uint64(node) * _STEP + _FIRST))
+    return mix(mix(seed + GOLDEN) ^ mix(np.uint64(node) * GOLDEN + FIRST))
 
 
 @numba.njit(cache=True, parallel=True)
@@ -66,7 +57,7 @@ def _count_entries(  # pragma: no cover - compiled
         key = _row_key(seed, nodes[i])
         found = 0
         for c in range(start, stop):
-            found += _mix(key + np.uint64(c + 1) * _STEP) <= most
+            found += mix(key + np.uint64(c + 1) * GOLDEN) <= most
         counts[i] = found
 
 
@@ -78,7 +69,7 @@ def _fill_entries(  # pragma: no cover - compiled
         key = _row_key(seed, nodes[i])
         at = indptr[i]
         for c in range(start, stop):
-            h = _mix(key + np.uint64(c + 1) * _STEP)
+            h = mix(key + np.uint64(c + 1) * GOLDEN)
             if h <= most:
                 indices[at] = c - start
                 # Below the threshold the lowest bit is still a fair coin.
@@ -91,7 +82,7 @@ def _uniform(nodes: Array, seed: Any, start: int, out: Array) -> None:  # pragma
     for i in numba.prange(nodes.shape[0]):
         key = _row_key(seed, nodes[i])
         for c in range(out.shape[1]):
-            h = _mix(key + np.uint64(start + c + 1) * _STEP)
+            h = mix(key + np.uint64(start + c + 1) * GOLDEN)
             out[i, c] = (np.float64(h >> _S11) + 0.5) * 2.0**-53
 
 
