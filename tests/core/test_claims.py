@@ -42,7 +42,7 @@ def test_a_record_stands_for_what_was_claimed(tmp_path: Path) -> None:
 def test_what_was_not_run_says_why(tmp_path: Path) -> None:
     blocked = {k: v for k, v in CLAIM.items() if k not in ("grid", "check")} | {"id": "far", "blocked": "no such data"}
     rows = evidence_rows(paper_of(tmp_path, {**CLAIM, "hours": 12.5}, blocked))
-    assert [r["measured"] for r in rows] == ["not run: takes about 12.5 hours on one core", "no such data"]
+    assert [r["measured"] for r in rows] == ["not run: takes about 12.5 h on one core", "no such data"]
     assert rows[0]["verdict"] == "not run yet" and rows[1]["verdict"] != rows[0]["verdict"]
 
 
@@ -50,7 +50,7 @@ def test_the_command(tmp_path: Path, command: Command, monkeypatch: pytest.Monke
     monkeypatch.setattr(registry, "papers", lambda: (paper_of(tmp_path, {**CLAIM, "hours": 0.5}),))
     code, out, err = command("reproduce", "ours", "--record", "--device", "cpu", "--runs", tmp_path / "runs")
     assert code == 0, err
-    assert "Words tell digits apart. (about 0.5 hours on one core)" in out and "met" in out
+    assert "Words tell digits apart. (about 0.5 h on one core)" in out and "met" in out
     found = json.loads((tmp_path / "ours.json").read_text())[CLAIM["id"]]
     assert found["provenance"]["device"] == ["cpu"] and found["cells"] == 4
     code, _, err = command("reproduce", "ours", "--device", "abacus", "--runs", tmp_path / "other")

@@ -63,8 +63,8 @@ def _paper(paper: registry.Paper, wanted: Wanted) -> None:
     options = Options(pick_device(wanted.device), threads=1)
     print(f"{paper.facts['title']} ({paper.facts.get('venue', '')})", flush=True)
     for item in found:
-        hours = f" (about {item.hours:g} hours on one core)" if item.hours else ""
-        print(f"\n[{item.level}] {item.id}: {item.says}{hours}", flush=True)
+        long = f" ({item.long})" if item.long else ""
+        print(f"\n[{item.level}] {item.id}: {item.says}{long}", flush=True)
         with _bar(item.id) as on_done:
             measured = claims.measure(item, str(wanted.runs), options, jobs=wanted.jobs, on_done=on_done)
         figure = "–" if item.paper is None else f"{item.paper:g} [{item.mark}]"

@@ -326,9 +326,14 @@ class Claim(Value):
     hours: float = setting(0.0, "about how many hours it takes on one core, where it is hours", ge=0, late=True)
 
     @property
+    def long(self) -> str:
+        """How long it takes, where that is hours."""
+        return f"about {self.hours:g} h on one core" if self.hours else ""
+
+    @property
     def unrun(self) -> str:
         """What stands in the place of a figure before there is one."""
-        return self.blocked or ("not run yet" if not self.hours else f"not run: takes about {self.hours:g} hours on one core")
+        return self.blocked or (f"not run: takes {self.long}" if self.long else "not run yet")
 
 
 def claims_of(paper: registry.Paper) -> list[Claim]:
