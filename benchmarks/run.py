@@ -16,7 +16,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 NAMES = (
-    "start", "table", "grid", "propagation", "fastrp", "dagnn", "adpa", "hnerv", "stitchable",
+    "start", "table", "grid", "propagation", "attention", "fastrp", "dagnn", "adpa", "hnerv", "stitchable",
     "gradco", "lagnn", "hei", "latte", "meow", "light_hgnn", "fed_pub", "events",
     "neural_common_neighbor", "topological_concentration", "sheaf_recsys", "nat", "evolvegcn", "semba", "pres",
     "graph_sets", "graph_tasks", "k_path", "spen", "learnable_monoid", "selective_scan", "graph_mamba", "points", "frame_averaging",

@@ -18,12 +18,11 @@ from latticework.core.run import Run
 from latticework.core.task import Part
 from latticework.data.hetero import HeteroGraph, chain_types, finish_hetero, keep_nodes
 from latticework.data.hetero_sets import HeteroBlocks, WithoutRelation
+from latticework.layers.attention import Edges
 from latticework.nodes.hetero_tasks import HeteroNodeClassification
 from latticework.nodes.latte import (
     LATTE,
-    Edges,
     LATTEMethod,
-    attend,
     compose,
     composed_edges,
     kept_edges,
@@ -209,16 +208,6 @@ def test_single_type_equals_dense_attention() -> None:
         weights = torch.softmax(logits.masked_fill(~torch.from_numpy(A), -math.inf), 1)
         wanted.append(weights @ R[:, cut])
     assert (out["N"] - F.relu(torch.cat(wanted, 1))).abs().max() < 1e-10
-
-
-def test_gradients_of_the_gather() -> None:
-    rng = np.random.default_rng(0)
-    edges = Edges(sp.csr_array((rng.random((5, 4)) < 0.5).astype(float)))
-    a = torch.from_numpy(rng.normal(size=(len(edges), 2))).requires_grad_()
-    R = torch.from_numpy(rng.normal(size=(4, 2, 3))).requires_grad_()
-    assert torch.autograd.gradcheck(lambda a, R: attend(a, R, edges), (a, R))
-    dense = torch.zeros(5, 4, 2, dtype=torch.float64).index_put((edges.row, edges.column), a)
-    assert torch.allclose(attend(a, R, edges), torch.einsum("ijh,jhd->ihd", dense, R).flatten(1))
 
 
 def test_permutation_equivariance_by_type() -> None:

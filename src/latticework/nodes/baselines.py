@@ -22,7 +22,8 @@ from latticework.core.method import Method, Model, Predictor
 from latticework.core.run import Run
 from latticework.core.task import Part, Task
 from latticework.core.value import setting
-from latticework.layers.propagation import SparseOperator, adjacency
+from latticework.layers.attention import Edges, attend, attention_weights
+from latticework.layers.propagation import SparseOperator, WeakCache, adjacency
 from latticework.layers.sparse_features import FeatureLinear, SparseFeatures
 
 from .embedding import EmbeddingMethod, EmbeddingModel
@@ -36,6 +37,8 @@ from .network import (
     operator_of,
     several_dropout,
 )
+
+_kept = WeakCache()
 
 
 # -- trivial ---------------------------------------------------------------------------------------------------------
@@ -237,7 +240,7 @@ class ConvNet(EncodeHead):
     """A stack of PyG convolutions with optional residual links and normalisation.
 
     ``h <- drop(relu(norm(conv(h) + residual(h))))`` in every layer but the last, which gives logits [n, C]. The operator is
-    what the convolutions take: a sparse tensor (GCN, SAGE) or an edge index (GAT). With `inputs` > 1 the first layer is
+    what the convolutions take: a sparse operator (GCN, SAGE) or `Edges` (GAT). With `inputs` > 1 the first layer is
     one convolution for each feature matrix.
     """
 
@@ -311,7 +314,7 @@ class SAGELayer(nn.Module):
 
 
 class GATLayer(nn.Module):
-    """PyG's ``GATConv``; its linear map stands before it, so that it also takes sparse features."""
+    """PyG's ``GATConv`` by row sums, with its linear map before it, so that it also takes sparse features."""
 
     def __init__(self, inputs: int, outputs: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -322,8 +325,12 @@ class GATLayer(nn.Module):
         self.conv = GATConv(outputs, outputs // heads, heads=heads, dropout=dropout)
         self.conv.lin = nn.Identity()
 
-    def forward(self, x: Features, edges: Tensor) -> Tensor:
-        return self.conv(self.linear(x), edges)
+    def forward(self, x: Features, edges: Edges) -> Tensor:
+        conv = self.conv
+        h = self.linear(x).unflatten(1, (conv.heads, -1))
+        here, there = (h * conv.att_dst).sum(2), (h * conv.att_src).sum(2)
+        a = attention_weights(here, there, edges, conv.negative_slope, conv.dropout, self.training)
+        return attend(a, h, edges).flatten(1) + conv.bias
 
 
 def convolution(kind: str, inputs: int, outputs: int, method: Convolution, last: bool) -> nn.Module:
@@ -385,17 +392,22 @@ class GAT(Convolution):
     """Graph attention network over undirected neighbours. Source: Velickovic et al., ICLR 2018: 8 heads of 8."""
 
     name: ClassVar[str] = "gat"
+    revision: ClassVar[int] = 2  # 1 drew the dropout of attention in another order
     heads: int = setting(8, "attention heads of hidden layers; their widths add up to `hidden`", ge=1, le=64)
 
     def inputs(self, part: Part, device: str) -> tuple[Any, ...]:
-        return features_of(part, device, self.row_normalise), undirected_edges(part).to(device)
+        return features_of(part, device, self.row_normalise), edges_of(part, device)
 
 
-def undirected_edges(part: Part) -> Tensor:
-    """Edge index [2, m] in both directions, without repeats."""
-    from torch_geometric.utils import to_undirected
+def edges_of(part: Part, device: str) -> Edges:
+    """A part's edges in both directions, without repeats, and a loop at each node; kept with its graph."""
+    data = part.data
 
-    return to_undirected(part.data.edge_index, num_nodes=int(part.data.num_nodes))
+    def make() -> Edges:
+        return Edges(adjacency(data.edge_index, int(data.num_nodes), undirected=True, self_loops=True), device)
+
+    found: Edges = _kept.get(data, ("edges", device), make)
+    return found
 
 
 class APPNP(EncodeHead):

@@ -38,6 +38,7 @@ from latticework.data.hetero import (
     steps_from,
     unread_weights,
 )
+from latticework.layers.attention import Edges
 from latticework.layers.sparse_features import FeatureLinear
 from latticework.layers.walks import walk_from
 
@@ -77,13 +78,15 @@ class HeteroNet(nn.Module):
 
     def __init__(self, kind: str, inputs: TypeInputs, edges: Triples, target: str, classes: int, method: HeteroNetwork) -> None:
         super().__init__()
-        from torch_geometric.nn import HANConv, HGTConv, RGCNConv
+        from torch_geometric.nn import HGTConv, RGCNConv
+
+        from .han_layer import HANLayer
 
         self.kind, self.target, self.dropout = kind, target, method.dropout
         self.inputs = inputs
         width, metadata = method.hidden, (list(inputs.types), list(edges))
         make = {
-            "han": lambda: HANConv(width, width, metadata, heads=method.heads, dropout=method.dropout),
+            "han": lambda: HANLayer(width, width, metadata, heads=method.heads, dropout=method.dropout),
             "hgt": lambda: HGTConv(width, width, metadata, heads=method.heads),
             "r-gcn": lambda: RGCNConv(width, width, len(edges)),
         }[kind]
@@ -94,7 +97,7 @@ class HeteroNet(nn.Module):
     def free(self) -> nn.ModuleDict:
         return self.inputs.free
 
-    def forward(self, x: Mapping[str, Features], edges: Mapping[tuple[str, str, str], Tensor]) -> Tensor:
+    def forward(self, x: Mapping[str, Features], edges: Mapping[tuple[str, str, str], Any]) -> Tensor:
         h = {kind: F.dropout(F.relu(v), self.dropout, self.training) for kind, v in self.inputs(x).items()}
         for conv in self.convolutions:
             h = (
@@ -196,6 +199,7 @@ class HAN(HeteroNetwork):
     """
 
     name: ClassVar[str] = "han"
+    revision: ClassVar[int] = 2  # 1 drew the dropout of attention in another order
     layers: int = setting(1, "convolutions", ge=1, le=4)
     paths: tuple[str, ...] = setting((), "meta-paths of the target, as in author-paper-author; none: there and back, to length 4")
     edge_budget: int = setting(6_000_000, "pairs that the meta-paths may join in all", ge=1)
@@ -228,10 +232,10 @@ class HAN(HeteroNetwork):
         return HeteroNet(self.name, start, self.triples(schema), schema["target"], classes, self)
 
     def inputs(self, part: Part, device: str) -> tuple[Any, ...]:
-        edges: dict[tuple[str, str, str], Tensor] = {}
+        edges: dict[tuple[str, str, str], Edges] = {}
         left = self.edge_budget
         for name, chain in zip(self.triples(part.schema), self.chains(part.schema), strict=True):
-            pairs = chain_counts(part.data, chain).tocoo()
+            pairs = chain_counts(part.data, chain)
             if self.paths and not pairs.nnz:
                 raise UserError(
                     f"{self.name}.paths: meta-path {path_text(chain, part.data)!r} matches nothing in these data; leave it out"
@@ -242,7 +246,7 @@ class HAN(HeteroNetwork):
                     f"{self.name}: its meta-paths join more than {self.edge_budget:,} pairs ({name[1]} alone {pairs.nnz:,}); "
                     "give other ones with -s paths=…, or a larger -s edge_budget"
                 )
-            edges[name] = torch.from_numpy(np.stack([pairs.col, pairs.row]).astype(np.int64)).to(device)
+            edges[name] = Edges(pairs, device)
         x = placed(part, self.featureless, device)
         return {part.query.target: x[part.query.target]} if part.query.target in x else {}, edges
 

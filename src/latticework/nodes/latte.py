@@ -50,7 +50,8 @@ from latticework.data.hetero import (
     steps_from,
     unread_weights,
 )
-from latticework.layers.propagation import SparseOperator, WeakCache
+from latticework.layers.attention import Edges, attend
+from latticework.layers.propagation import WeakCache
 from latticework.layers.sparse_features import FeatureLinear, SparseFeatures, compact
 
 from .network import NodeModel, asked_of, loss_of, settle, watching
@@ -58,7 +59,6 @@ from .network import NodeModel, asked_of, loss_of, settle, watching
 Array = NDArray[Any]
 Features = Tensor | SparseFeatures
 _kept = WeakCache()
-_BLOCK = 65_536  # edges whose gradients are gathered at a time
 
 
 # -- meta-relations and their edges ------------------------------------------------------------------------------------
@@ -118,74 +118,6 @@ def pairs_joined(A: sp.csr_array, B: sp.csr_array, most: int, rows: int = 256) -
     for start in range(0, A.shape[0], rows):
         found += int((A[start : start + rows] @ B).nnz)
     return found
-
-
-class Edges:
-    """The pairs that a meta-relation joins, by row: `row` int64 [E] of the head type, `column` [E] of the tail type."""
-
-    def __init__(self, matrix: sp.csr_array, device: str = "cpu") -> None:
-        csr = sp.csr_array(matrix, copy=True)
-        csr.sort_indices()
-        self.shape: tuple[int, int] = (int(csr.shape[0]), int(csr.shape[1]))
-        row = np.repeat(np.arange(csr.shape[0]), np.diff(csr.indptr))
-        self.row = torch.from_numpy(row).to(device)
-        self.column = torch.from_numpy(csr.indices.astype(np.int64)).to(device)
-        self._csr = csr
-        self._turned: tuple[SparseOperator, SparseOperator, Tensor] | None = None
-
-    def __len__(self) -> int:
-        return len(self.row)
-
-    @property
-    def operators(self) -> tuple[SparseOperator, SparseOperator, Tensor]:
-        """The pattern as an operator, its transpose, and which edge each entry of the transpose is."""
-        if self._turned is None:
-            csr = self._csr
-            number = sp.csr_array((np.arange(1, csr.nnz + 1), csr.indices, csr.indptr), shape=csr.shape).T.tocsr()
-            ones = np.ones(csr.nnz, np.float32)
-            back = SparseOperator.unchecked(number.indptr, number.indices, ones, (self.shape[1], self.shape[0]))
-            self._turned = (
-                SparseOperator.unchecked(csr.indptr, csr.indices, ones, self.shape),
-                back,
-                torch.from_numpy(number.data - 1),
-            )
-        return self._turned
-
-    def matrix(self, values: Tensor | None = None) -> sp.csr_array:
-        """float64 CSR [n_head, n_tail], ones or the values given."""
-        data = np.ones(len(self)) if values is None else values.detach().double().cpu().numpy()
-        return sp.csr_array((data, self._csr.indices, self._csr.indptr), shape=self.shape, copy=True)
-
-
-class _Gather(torch.autograd.Function):
-    """``o_i = sum_j a_ij R_j``, without a tensor of edges x width."""
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, R: Tensor, edges: Edges) -> Tensor:
-        ctx.edges = edges
-        ctx.save_for_backward(a, R)
-        return torch.from_numpy(edges.operators[0].with_values(a.detach().numpy()).multiply(R.detach().numpy()))
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        a, R = ctx.saved_tensors
-        G = gradients[0].contiguous()
-        edges: Edges = ctx.edges
-        _, back, order = edges.operators
-        of_a = torch.empty_like(a)
-        for start in range(0, len(a), _BLOCK):
-            part = slice(start, start + _BLOCK)
-            of_a[part] = (G[edges.row[part]] * R[edges.column[part]]).sum(1)
-        return of_a, torch.from_numpy(back.with_values(a[order].numpy()).multiply(G.numpy())), None
-
-
-def attend(a: Tensor, R: Tensor, edges: Edges) -> Tensor:
-    """``o_i = sum_j a_ij R_j`` head by head: a [E, H], R [m, H, d / H] -> [n, d]; differentiable in both."""
-    heads = a.shape[1]
-    if a.device.type == "cpu":
-        return torch.cat([_Gather.apply(a[:, k].contiguous(), R[:, k].contiguous(), edges) for k in range(heads)], 1)
-    out = R.new_zeros(edges.shape[0], heads, R.shape[2])
-    return out.index_add(0, edges.row, a[:, :, None] * R[edges.column]).flatten(1)
 
 
 # -- the network -------------------------------------------------------------------------------------------------------
@@ -252,7 +184,7 @@ class LATTELayer(nn.Module):
                 logits = self.logits(m, here[at.row], there[at.column])
                 weights = softmax(logits, at.row, num_nodes=at.shape[0]) if len(at) else logits
                 seen[m] = Attention(at, logits, weights, here, there)
-                found = attend(F.dropout(weights, self.dropout, self.training), R, at)
+                found = attend(F.dropout(weights, self.dropout, self.training), R, at).flatten(1)
                 total = total + beta[:, slot : slot + 1] * found
             out[kind], betas[kind] = F.relu(total), beta
         return out, betas, seen
