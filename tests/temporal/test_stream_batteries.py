@@ -63,6 +63,17 @@ def test_a_planted_leak_is_caught(meetings: GivenEvents, monkeypatch: pytest.Mon
         check_no_future_leak(Prophet(), meetings, TemporalLinkPrediction())
 
 
+@pytest.mark.parametrize("negatives", ["random", "historical", "inductive"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_no_leak_is_seen_where_there_is_none(negatives: Any, seed: int) -> None:
+    """New targets keep coming: what is drawn for a batch and the draws after it depend on the log's rest, and no method does."""
+    rng = np.random.default_rng(seed)
+    src, dst = (np.array([rng.integers(5 + k // 3) for k in range(300)]) for _ in range(2))
+    t = np.cumsum(rng.integers(0, 20, 300)).astype(np.float64)
+    log = GivenEvents.hold(Events(tuple(f"n{i}" for i in range(110)), src, dst, t))
+    check_no_future_leak("edgebank", log, TemporalLinkPrediction(negatives=negatives, ask_at_once=30))
+
+
 def test_true_targets_stand_anywhere_and_false_ones_are_false(meetings: GivenEvents) -> None:
     fold = TemporalLinkPrediction(against=4).fold(meetings, "by-time-0")
     walk, truth = fold.test.data, fold.test.truth

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from latticework.core import store
 from latticework.core.dataset import Dataset, open_data
@@ -18,13 +20,17 @@ from latticework.core.method import Method
 from latticework.core.run import Run, fitted
 from latticework.core.task import Part, Task
 
+Array = NDArray[Any]
+
 
 def check_no_future_leak(method: Method | str, data: Any, task: Task | str) -> None:
     """Events after a time are changed, and no score that is asked at or before that time moves by a bit.
 
     The time is in the middle of the test part, so what a fit takes from the whole log (a scale, a width, a count) shows as
     well as what an answer takes from the future. Ends, weights and features after it are others; times stay, so that the
-    log is cut at the same places. The task's test part says with `times` when each row of its answer is asked.
+    log is cut at the same places. What the task draws for a row (its false targets) stays as it was up to then: the question
+    is the task's, and the answer to it is what is judged. The task's test part says with `times` when each row of its answer is
+    asked.
     """
     given = open_data(data)
     value = entry_of(method) if isinstance(method, str) else method
@@ -32,23 +38,32 @@ def check_no_future_leak(method: Method | str, data: Any, task: Task | str) -> N
     if "hidden_nodes" in type(chosen).model_fields:  # they are drawn among nodes of the test part, on purpose
         chosen = chosen.but(hidden_nodes=0.0)
     fold, seed = chosen.plan(given, 1)[0]
-    times = np.asarray(chosen.fold(given, fold).test.data.times)
+    test = chosen.fold(given, fold).test.data
+    times = np.asarray(test.times)
     until = float(times[len(times) // 2])
-    first, second = (_answers(suited(chosen, value), d, chosen, fold, seed) for d in (given, _changed(given, until)))
     before = times <= until
+    asked = {name: (before, values) for name, values in getattr(test, "asked", {}).items()}
+    first, second = (_answers(suited(chosen, value), d, chosen, fold, seed, asked) for d in (given, _changed(given, until)))
     assert before.any() and not before.all(), "the test part has one time only: nothing can be changed after it"
     rows = np.flatnonzero(before)
     same = np.array_equal(first[rows], second[rows], equal_nan=True)
     assert same, f"{value.name}: scores asked at or before {until:g} change with events after it: the future leaks"
 
 
-def _answers(method: Method, data: Dataset, task: Task, fold: str, seed: int) -> np.ndarray[Any, Any]:
+def _answers(method: Method, data: Dataset, task: Task, fold: str, seed: int, asked: Mapping[str, tuple[Array, Array]]) -> Array:
+    """What a fit on the data answers. `asked`: rows bool [m] of the walk's question by name, and what is asked in these rows."""
     parts = task.fold(data, fold)
+    test, walk = parts.test.blind(), parts.test.data
+    if asked:
+        own = {name: np.array(values) for name, values in walk.asked.items()}
+        for name, (rows, values) in asked.items():
+            own[name][rows] = values[rows]
+        test = test._replace(data=replace(walk, asked=own))
     run = Run(task=task, digest=data.digest(), fold=fold, seed=seed, label=method.name)
     with run.seeded():
         model = fitted(method, parts.train, parts.valid, run)
     with run.seeded("answer"):
-        return np.asarray(task.answer(model, parts.test.blind(), run))
+        return np.asarray(task.answer(model, test, run))
 
 
 def _changed(data: Dataset, until: float) -> Dataset:
