@@ -151,3 +151,51 @@ def test_events_made_in_python_are_looked_at() -> None:
             open_data(TemporalData(**({"src": src, "dst": dst, "t": t} | fields)))
     with pytest.raises(UserError, match="the time of event 1, 'b' to 'a', is nan"):
         GivenEvents.hold(Events(("a", "b"), np.array([0, 1, 0]), np.array([1, 0, 1]), np.array([1.0, np.nan, 3.0])))
+
+
+def test_a_column_of_the_first_name_is_taken_before_its_other_names(tmp_path: Path) -> None:
+    events = written(tmp_path, "to,t,source,target,time\n9,7,a,b,1\n")
+    assert events.ids == ("a", "b") and events.t.tolist() == [1.0] and events.features == ("to", "t")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("source,target,time,weight\na,b,1,1e50\n", "line 2, column 'weight': 1e50 is too large"),
+        ("source,target,time,weight\na,b,1,2\nb,a,2,-1e-50\n", "line 3, column 'weight': -1e-50 is too small"),
+        ("source,target,time,sign,weight\na,b,1,-1,1e-60\n", "line 2, column 'weight': 1e-60 is too small"),
+        ("source,target,time,size\na,b,1,2\nb,a,2,-1e60\n", "line 3, column 'size': -1e60 is too large"),
+    ],
+)
+def test_numbers_that_single_precision_does_not_hold_are_refused(text: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=says):
+        written(tmp_path, text)
+    tiny = written(tmp_path, "source,target,time,weight\na,b,1,1e-60\n")  # a weight without a sign may well be 0
+    assert tiny.weight is not None and tiny.weight.tolist() == [0.0]
+
+
+def test_times_that_come_out_tied_are_told(tmp_path: Path) -> None:
+    near = written(tmp_path, "source,target,time\na,b,1700000000000000001\nb,a,1700000000000000002\n")
+    assert near.t[0] == near.t[1] and any("keeps steps of 256" in n for n in near.notes)
+    finer = written(tmp_path, "source,target,time\na,b,2024-01-01T00:00:00.0000001\nb,a,2024-01-01T00:00:00.500000000\n")
+    assert any("1 dates name less than a millionth of a second" in n for n in finer.notes)
+
+
+def test_a_parquet_column_of_another_kind_is_named(tmp_path: Path) -> None:
+    import datetime
+
+    import polars as pl
+
+    columns = {"source": ["a"], "target": ["b"], "time": [datetime.timedelta(hours=1)]}
+    pl.DataFrame(columns).write_parquet(tmp_path / "events.parquet")
+    with pytest.raises(UserError, match="column 'time': Duration"):
+        read_events(tmp_path)
+
+
+def test_columns_that_are_none_of_the_models_are_told() -> None:
+    log = Events(("a", "b"), np.array([0]), np.array([1]), np.array([0.0]), x=np.array([[1.0, 2.0]]), features=("p", "q"))
+    with pytest.warns(UserWarning, match="1 columns of the events are none of the model's and left out: 'q'"):
+        found = match_schema(log, {**schema_of(log), "features": ["p"]})
+    assert found.x is not None and found.x.tolist() == [[1.0]]
+    with pytest.warns(UserWarning, match="2 columns"):
+        assert match_schema(log, {**schema_of(log), "features": []}).x is None

@@ -8,6 +8,7 @@ is a sentence in `Events.notes`.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -25,12 +26,13 @@ from latticework.core.value import digest_of, setting
 
 from .files import Stamp, arrays_digest, bytes_digest, stamps
 from .graph import coded, fact_lines
-from .table import column_named, find_table, header, line_of, need, numbers, read_table
+from .table import column_named, find_table, header, line_of, need, numbers, read_table, some
 
 if TYPE_CHECKING:
     import polars as pl
 
 Array = np.ndarray[Any, Any]
+SORTED = "all were sorted by time, ties in the file's order"
 SOURCE, TARGET, TIME = ("source", "src", "from"), ("target", "dst", "to"), ("time", "t", "timestamp")
 
 
@@ -116,7 +118,7 @@ def in_order(events: Events) -> Events:
     if late:
         order = np.argsort(events.t, kind="stable")
         events = events._of(order, events.ids)
-        notes.append(f"{late} events stood before an earlier one; all were sorted by time, ties in the file's order")
+        notes.append(f"{late} events stood before an earlier one; {SORTED}")
     ends = np.stack([events.src, events.dst], 1).ravel()
     first = np.full(events.nodes, len(ends), np.int64)
     first[ends[::-1]] = np.arange(len(ends))[::-1]  # the last write is the first appearance
@@ -143,6 +145,9 @@ def match_schema(events: Events, schema: Mapping[str, Any]) -> Events:
     missing = [f for f in wanted if f not in events.features]
     if missing:
         raise UserError(f"the model was fitted with the event column {missing[0]!r}, and the events have none of that name")
+    more = [f for f in events.features if f not in wanted]
+    if more:
+        warnings.warn(f"{len(more)} columns of the events are none of the model's and left out: {some(more)}", stacklevel=3)
     if wanted and events.x is not None:
         place = [events.features.index(f) for f in wanted]
         events = replace(events, x=events.x[:, place], features=tuple(wanted), _cache={})
@@ -196,7 +201,11 @@ def times_of(path: Path, column: pl.Series, notes: list[str]) -> Array:
         if (values < 0).any():  # type: ignore[operator]
             row = int((values < 0).arg_true()[0])
             raise UserError(f"{path}, line {line_of(row)}, column {column.name!r}: {column[row]} is negative; times start at 0")
-        return np.asarray(values.to_numpy(), np.float64)
+        found = np.asarray(values.to_numpy(), np.float64)
+        if found.max(initial=0) > 2**53:
+            step = float(np.spacing(found.max()))
+            notes.append(f"times reach {found.max():.17g}, where double precision keeps steps of {step:g}: nearer ones are tied")
+        return found
     seconds, zones = np.empty(len(column)), set[bool]()
     for row, text in enumerate(column):
         try:
@@ -212,7 +221,25 @@ def times_of(path: Path, column: pl.Series, notes: list[str]) -> Array:
                 f"{path}, line {line_of(row)}, column {column.name!r}: some dates have a zone and some have none; give all one"
             )
     notes.append("times are dates: read as UNIX seconds" + ("" if True in zones else ", in UTC, as no zone is given"))
+    finer = int(column.str.contains(r"[.,]\d{6}\d*[1-9]").sum())
+    if finer:
+        notes.append(f"{finer} dates name less than a millionth of a second; what is beyond it is left out")
     return seconds
+
+
+def _single(path: Path, column: pl.Series, keep_sign: bool = False) -> Array:
+    """A column of numbers as float32; `UserError` for one beyond its range, or (`keep_sign`) so small that it would be 0."""
+    values = numbers(path, column).to_numpy()
+    with np.errstate(over="ignore"):
+        found = values.astype(np.float32)
+    wrong = np.flatnonzero(~np.isfinite(found) | (keep_sign & (found == 0) & (values != 0)))
+    if len(wrong):
+        row = int(wrong[0])
+        raise UserError(
+            f"{path}, line {line_of(row)}, column {column.name!r}: {column[row]} is too {'large' if found[row] else 'small'} for "
+            "single precision (up to 3.4e38; a signed weight from 1e-45 on); give the column in another unit"
+        )
+    return found
 
 
 def _weights(path: Path, frame: pl.DataFrame) -> tuple[Array | None, bool, set[str]]:
@@ -226,7 +253,7 @@ def _weights(path: Path, frame: pl.DataFrame) -> tuple[Array | None, bool, set[s
         if signed and (values == 0).any():
             row = int(np.flatnonzero(values == 0)[0])
             raise UserError(f"{path}, line {line_of(row)}, column {weight!r}: 0 has no sign, and other weights are negative")
-        return values.astype(np.float32), signed, used
+        return _single(path, frame[weight], signed), signed, used
     words = {"+": "1", "-": "-1"}
     given = numbers(path, frame[sign].replace(words)).to_numpy()
     wrong = np.flatnonzero(~np.isin(given, (1, -1)))
@@ -238,7 +265,7 @@ def _weights(path: Path, frame: pl.DataFrame) -> tuple[Array | None, bool, set[s
         if len(wrong):
             row = int(wrong[0])
             raise UserError(f"{path}, line {line_of(row)}, column {weight!r}: beside a column 'sign' a weight is above 0")
-        given = given * values
+        given = given * _single(path, frame[weight], True)
     return given.astype(np.float32), True, used
 
 
@@ -253,7 +280,7 @@ def _features(path: Path, frame: pl.DataFrame, used: set[str]) -> tuple[Array | 
             raise UserError(
                 f"{path}, column {name!r}: an event's features are numbers, and these are texts ({column[0]!r}); remove or code it"
             )
-        blocks.append(numbers(path, column).to_numpy().astype(np.float32))
+        blocks.append(_single(path, column))
     return (np.stack(blocks, 1), tuple(columns)) if blocks else (None, ())
 
 

@@ -63,7 +63,12 @@ def read_table(path: Path) -> pl.DataFrame:
             frame = pl.read_parquet(path)
         except Exception as error:
             raise UserError(f"{path} is not a readable parquet file: {error}") from None
-        return _named(path, frame.with_columns(pl.all().cast(pl.Utf8).fill_null("")))
+        for name, kind in frame.schema.items():
+            try:
+                frame = frame.with_columns(pl.col(name).cast(pl.Utf8).fill_null(""))
+            except pl.exceptions.PolarsError:
+                raise UserError(f"{path}, column {name!r}: {kind} where texts, numbers or dates are expected") from None
+        return _named(path, frame)
     data = text_bytes(path)
     first, _, rest = data.partition(b"\n")
     separator = _separator(first.decode())
@@ -148,11 +153,9 @@ def _exact_width(path: Path, data: bytes, columns: int, separator: str) -> None:
 
 
 def column_named(frame: pl.DataFrame, *names: str) -> str | None:
-    """The column whose name, without case, is one of these."""
-    for column in frame.columns:
-        if column.lower() in names:
-            return column
-    return None
+    """The column whose name, without case, is one of these; where several are, the one that is named first here."""
+    columns = {column.lower(): column for column in frame.columns}
+    return next((columns[name] for name in names if name in columns), None)
 
 
 def need(path: Path, frame: pl.DataFrame, *names: str) -> str:
