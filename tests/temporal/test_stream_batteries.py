@@ -226,6 +226,31 @@ def test_a_question_names_its_time_as_the_log_does(tmp_path: Path, command: Call
         assert status == 2 and says in err
 
 
+def test_what_a_file_out_of_order_comes_to_is_told(tmp_path: Path, command: Callable[..., tuple[int, str, str]]) -> None:
+    import polars as pl
+
+    log, later = tmp_path / "events.csv", tmp_path / "later.csv"
+    log.write_text("source,target,time\n" + "".join(f"n{k % 3},m{k % 4},{k}\n" for k in range(40)))
+    later.write_text("source,target,time\nn0,m1,60\nn1,m2,50\n")
+    assert command("fit", "recency", log, "-s", "task.hidden_nodes=0", "-o", tmp_path / "model")[0] == 0
+    status, out, err = command("predict", tmp_path / "model", later, "-o", tmp_path / "scores.csv")
+    assert status == 0 and "1 events stood before an earlier one" in err and "stand in that order" in err
+    assert pl.read_csv(tmp_path / "scores.csv")["time"].to_list() == [50, 60]
+    status, out, err = command("update", tmp_path / "model", later)
+    assert status == 0 and "1 events stood before an earlier one" in out
+
+
+def test_answers_about_times_before_1970_can_be_judged(tmp_path: Path, command: Callable[..., tuple[int, str, str]]) -> None:
+    log, asked = tmp_path / "events.csv", tmp_path / "asked.csv"
+    log.write_text("source,target,time\n" + "".join(f"n{k % 3},m{k % 4},1950-01-{k % 28 + 1:02d}\n" for k in range(56)))
+    asked.write_text("source,target,time,label\nn0,m0,1950-02-01,1\nn1,nobody,1950-02-01T12:00:00.25,0\n")
+    (tmp_path / "pairs.csv").write_text("source,target,time\nn0,m0,1950-02-01\nn1,nobody,1950-02-01T12:00:00.25\n")
+    assert command("fit", "recency", log, "-s", "task.hidden_nodes=0", "-o", tmp_path / "model")[0] == 0
+    assert command("predict", tmp_path / "model", tmp_path / "pairs.csv", "-o", tmp_path / "answers.csv")[0] == 0
+    status, out, err = command("score", "temporal-link-prediction", tmp_path / "answers.csv", asked)
+    assert status == 0 and "1.0000" in out, out + err
+
+
 def test_predictions_made_elsewhere_are_judged(tmp_path: Path, command: Callable[..., tuple[int, str, str]]) -> None:
     (tmp_path / "truth.csv").write_text("source,target,time,label\na,b,1,1\na,c,1,0\nb,c,2,1\nb,d,2,0\n")
     (tmp_path / "answers.csv").write_text("source,target,time,score\na,b,1,.9\na,c,1,.2\nb,c,2,.8\nb,d,2,.1\n")

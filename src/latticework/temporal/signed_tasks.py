@@ -18,7 +18,7 @@ from latticework.core.result import Metric, Score
 from latticework.core.run import Run
 from latticework.core.task import Facts, Fold, Part
 from latticework.core.value import setting
-from latticework.data.events import Events
+from latticework.data.events import Events, time_column
 
 from .stream import StreamTask, Walk, batch_ends, read_pairs, schema_at, told_of
 from .tasks import Pairs
@@ -344,7 +344,7 @@ class SignedLinks(StreamTask):
             mine, links = answer[:, :k], answer[:, k:].reshape(len(answer), (answer.shape[1] - k) // 4, 4)
             mine = mine if k == 3 else mine[:, 0]
         columns: dict[str, Any] = {
-            "source": names[events.src].tolist(), "target": names[events.dst].tolist(), "time": events.t,
+            "source": names[events.src].tolist(), "target": names[events.dst].tolist(), "time": time_column(events.t),
         }  # fmt: skip
         if self.target == "weight":
             columns["weight"] = mine

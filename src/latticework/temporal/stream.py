@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from latticework.core.method import Stream
 from latticework.core.run import Run
 from latticework.core.task import Fold, Part, Query, Task
 from latticework.core.value import Value, setting
-from latticework.data.events import Events, match_schema, moment, schema_of
+from latticework.data.events import SORTED, Events, match_schema, moment, schema_of
 from latticework.data.table import is_number
 
 Array = NDArray[Any]
@@ -145,7 +146,7 @@ class StreamTask(Task):
             )
         new = events.nodes - len(model.schema["nodes"])
         _observe(model, events)
-        return f"{len(events)} events taken in, {new} new nodes"
+        return "\n  ".join([f"{len(events)} events taken in, {new} new nodes", *events.notes])
 
     def ask(self, data: Dataset | None, query: Any, schema: Mapping[str, Any]) -> Part:
         assert data is not None
@@ -153,6 +154,9 @@ class StreamTask(Task):
         if data.kind == "events":
             events: Events = data.read()
             names, src, dst, t = events.ids, events.src, events.dst, events.t
+            for note in events.notes:
+                if note.endswith(SORTED):
+                    warnings.warn(f"{note}; the answers stand in that order", stacklevel=2)
         else:
             graph = data.read()
             names, (src, dst) = graph.ids, graph.edge_index

@@ -16,7 +16,7 @@ from latticework.core.result import Metric, Score
 from latticework.core.run import Run
 from latticework.core.task import Fold, Part
 from latticework.core.value import setting
-from latticework.data.events import Events
+from latticework.data.events import Events, time_column
 
 from .stream import StreamTask, Walk, batch_ends, read_pairs, schema_at, told_of
 
@@ -214,7 +214,7 @@ class TemporalLinkPrediction(StreamTask):
         names = np.array(events.ids, object)
         score = answer[:, 0] if "dst" not in part.data.asked else np.take_along_axis(answer, part.truth.place[:, None], 1)[:, 0]
         columns: dict[str, Any] = {
-            "source": names[events.src].tolist(), "target": names[events.dst].tolist(), "time": events.t, "score": score,
+            "source": names[events.src].tolist(), "target": names[events.dst].tolist(), "time": time_column(events.t), "score": score,
         }  # fmt: skip
         if part.schema.get("logits", True):
             from scipy.special import expit
