@@ -157,6 +157,10 @@ def test_anchors_are_tracked_alone_and_growth_keeps_all() -> None:
     t = torch.zeros(5, dtype=torch.float64)
     correct(torch.arange(5), torch.zeros(5, 2), torch.ones(5, 2), t, t)
     assert correct.n.tolist() == [1, 1] and correct.rate(torch.arange(5))[:, 0].tolist() == [0, 0.5, 0, 0, 0.5]
+    correct(torch.arange(5), torch.zeros(5, 2), 2 * torch.ones(5, 2), t, t)  # 1.25 beside 0.5: a spread of 0.375
+    assert correct.variance(torch.arange(5))[:, 0].tolist() == [0, 0.375**2, 0, 0, 0.375**2]
+    correct.reset()
+    correct(torch.arange(5), torch.zeros(5, 2), torch.ones(5, 2), t, t)
     correct.grow(8)
     assert correct.rate(torch.tensor([7, 4])).tolist() == [[0, 0], [0.5, 0.5]]
     everyone = PredictionCorrection(2, 2, 0.5)

@@ -117,8 +117,10 @@ class PredictionCorrection(nn.Module):
 
     def variance(self, nodes: Tensor) -> Tensor:
         """[q, d]: psi / n - mu^2, the variance of the rate of change; 0 where nothing was tracked."""
-        slot = self._slots(nodes).clamp(min=0)
-        return (self.psi[slot] / self.n[slot].clamp(min=1)[:, None] - self.rate(nodes) ** 2).clamp(min=0)
+        slot = self._slots(nodes)
+        row = slot.clamp(min=0)
+        found = (self.psi[row] / self.n[row].clamp(min=1)[:, None] - self.rate(nodes) ** 2).clamp(min=0)
+        return found if self.slot is None else found.masked_fill((slot < 0)[:, None], 0.0)
 
     def steps(self, since: Tensor, now: Tensor) -> Tensor:
         """dt [q] in units, at least 1."""
