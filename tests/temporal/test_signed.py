@@ -275,6 +275,18 @@ def test_predictions_made_elsewhere_are_judged(tmp_path: Path, command: Callable
     assert status == 2 and "is not in" in out + err
 
 
+def test_a_truth_says_its_signs_as_a_log_does(tmp_path: Path, command: Callable[..., tuple[int, str, str]]) -> None:
+    said, truth = tmp_path / "said.csv", tmp_path / "truth.csv"
+    said.write_text("source,target,support,weight\na,b,.9,3\nb,c,.2,2\n")
+    for text in ("source,target,sign\na,b,+\nb,c,-\n", "source,target,weight,sign\na,b,3,1\nb,c,2,-1\n"):
+        truth.write_text(text)
+        status, out, err = command("score", "signed-links", said, truth)
+        assert status == 0 and out.count("1.0000") == 3, out + err
+    # +2 was said of a link of weight 2 and sign -1: off by 4
+    status, out, err = command("score", "signed-links", said, truth, "-s", "target=weight")
+    assert status == 0 and "8.0000" in out, out + err
+
+
 def test_a_stream_is_answered_judged_and_fed_as_it_comes(
     tmp_path: Path, votes: GivenEvents, command: Callable[..., tuple[int, str, str]]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -421,3 +422,47 @@ def test_answers_about_classes_are_judged_by_signs_and_by_ids(
         "score", "snapshot-prediction", tmp_path / "nodes.csv", tmp_path / "labels.csv", "-s", "target=node-class"
     )
     assert status == 0 and out.count("1.0000") == 2, out + err
+    (tmp_path / "nodes.csv").write_text("id,window begins,prediction\na,0,1\nb,0,0\n")
+    (tmp_path / "labels.csv").write_text("id,label\na,1.0\nb,0.0\n")
+    status, out, err = command(
+        "score", "snapshot-prediction", tmp_path / "nodes.csv", tmp_path / "labels.csv", "-s", "target=node-class"
+    )
+    assert status == 0 and out.count("1.0000") == 2, out + err
+    (tmp_path / "signs.csv").write_text("source,target,sign\na,b,-\na,c,+\nb,c,+\n")
+    status, out, err = command(
+        "score", "snapshot-prediction", tmp_path / "said.csv", tmp_path / "signs.csv", "-s", "target=edge-class"
+    )
+    assert status == 0 and out.count("1.0000") == 2, out + err
+
+
+def classed(codes: tuple[float, ...]) -> GivenEvents:
+    """400 events between 10 nodes, whose class is one of the codes, each node's own."""
+    rng = np.random.default_rng(0)
+    src, dst = rng.integers(10, size=(2, 400))
+    x = np.array(codes, np.float32)[src % len(codes)][:, None]
+    return GivenEvents.hold(Events(tuple(map(str, range(10))), src, dst, np.arange(400.0), x=x, features=("label",)))
+
+
+@pytest.mark.parametrize(
+    ("codes", "names"),
+    [((0, 1), ["0", "1"]), ((0.1, 0.25), ["0.1", "0.25"]), ((100000, 100001), ["100000", "100001"]),
+     ((1000001, 1000002), ["1000001", "1000002"])],
+)  # fmt: skip
+def test_classes_of_nodes_keep_their_names(codes: tuple[float, ...], names: list[str]) -> None:
+    task = SnapshotPrediction(window=10.0, history=2, target="node-class")
+    fold = task.fold(classed(codes), "by-time-0")
+    assert fold.train.schema["classes"] == names
+    events, truth = classed(codes).read(), fold.test.truth
+    own = dict(zip(events.src.tolist(), events.x[:, 0].tolist(), strict=True))  # type: ignore[index]
+    assert [np.float32(names[y]) for y in truth.y] == [np.float32(own[u]) for u in truth.rows.tolist()]
+
+
+def test_a_class_that_training_has_not_is_refused_however_near() -> None:
+    task = SnapshotPrediction(window=10.0, history=2, target="node-class")
+    events = classed((100000, 100001)).read()
+    x = events.x.copy()  # type: ignore[union-attr]
+    x[350:][x[350:] == 100001] = 100002
+    with pytest.raises(UserError, match="has class 100002, which no train window has"):
+        task.fold(GivenEvents.hold(dataclasses.replace(events, x=x, _cache={})), "by-time-0")
+    with pytest.raises(UserError, match="codes of classes go up to 16777216"):
+        task.fold(classed((20240101, 20240103)), "by-time-0")

@@ -175,7 +175,7 @@ def read_events(path: Path) -> Events:
     notes: list[str] = []
     time = times_of(table, frame[names[2]], notes)
     ids, (src, dst) = coded([frame[names[0]], frame[names[1]]])
-    weight, signed, used = _weights(table, frame)
+    weight, signed, used = weights_of(table, frame)
     x, features = _features(table, frame, {*names, *used})
     events = in_order(Events(tuple(ids.to_list()), src, dst, time, weight, x, features, signed, tuple(notes)))
     return replace(events, notes=(*events.notes, *_remarks(events)))
@@ -242,7 +242,8 @@ def _single(path: Path, column: pl.Series, keep_sign: bool = False) -> Array:
     return found
 
 
-def _weights(path: Path, frame: pl.DataFrame) -> tuple[Array | None, bool, set[str]]:
+def weights_of(path: Path, frame: pl.DataFrame) -> tuple[Array | None, bool, set[str]]:
+    """A table's weights float32 (where it has a column 'sign', with that sign), whether they are signed, and the columns read."""
     sign, weight = column_named(frame, "sign"), column_named(frame, "weight")
     used = {c for c in (sign, weight) if c is not None}
     values = None if weight is None else numbers(path, frame[weight]).to_numpy()

@@ -18,7 +18,7 @@ from latticework.core.result import Metric, Score
 from latticework.core.run import Run
 from latticework.core.task import Facts, Fold, Part
 from latticework.core.value import setting
-from latticework.data.events import Events, time_column
+from latticework.data.events import Events, time_column, weights_of
 
 from .stream import StreamTask, Walk, batch_ends, read_pairs, schema_at, told_of
 from .tasks import Pairs
@@ -374,14 +374,16 @@ class SignedLinks(StreamTask):
             raise UserError(f"a file can be judged for target=sign and target=weight, not for {self.target}: non-links are drawn")
         keys, frame = read_pairs(answers)
         wanted, told = read_pairs(truth)
-        column = told[need(truth, told, *(("weight",) if self.target == "weight" else ("sign", "weight")))]
-        y = np.array(told_of(answers, truth, keys, wanted, numbers(truth, column).to_list()))
+        need(truth, told, *(("weight", "sign") if self.target == "weight" else ("sign", "weight")))
+        weights, _, _ = weights_of(truth, told)
+        assert weights is not None
+        y = np.array(told_of(answers, truth, keys, wanted, weights.tolist()))
         words = ("weight",) if self.target == "weight" else ("support", "score", "probability")
         score = numbers(answers, frame[need(answers, frame, *words)]).to_numpy()
         if self.target == "weight":
             return [Score("mse", float(((score - y) ** 2).mean()))]
         if (y == 0).any() or len(np.unique(y > 0)) < 2:
-            raise UserError(f"{truth}: column {column.name!r} needs both signs among the answered pairs, and no 0")
+            raise UserError(f"{truth} needs both signs among the answered pairs, in a column 'sign' or 'weight', and no 0")
         return [
             Score("auc", float(roc_auc_score(y > 0, score))),
             Score("average-precision", float(average_precision_score(y < 0, -score)), {"class": "negative"}),

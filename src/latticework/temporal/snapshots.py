@@ -27,12 +27,14 @@ from latticework.core.result import Metric, Score
 from latticework.core.run import Run
 from latticework.core.task import Fold, Part, Query
 from latticework.core.value import Value, setting
-from latticework.data.events import Events, match_schema, matched
+from latticework.data.events import Events, match_schema, matched, weights_of
+from latticework.data.table import is_number
 
 from .stream import StreamTask, read_pairs, schema_at, told_of
 
 Array = NDArray[Any]
 BLOCK = 1 << 20  # scores of a block: 4 MiB of them
+LARGEST_CLASS = 1 << 24  # of a column in single precision: whole numbers are exact up to here
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 PAST = ("snapshot", "map", "map of recency", "mrr", "mrr of recency")  # columns of what is said of past windows
 LINKS, EDGES, NODES = "next-links", "edge-class", "node-class"
@@ -229,7 +231,7 @@ class SnapshotPrediction(StreamTask):
                 raise UserError("edge-class asks for the sign of links, and these events have none; give a column 'sign'")
             classes = ["negative", "positive"]
         else:
-            classes = [f"{c:g}" for c in np.unique(_label_column(train, self.class_column))]
+            classes = [class_name(c) for c in np.unique(_label_column(train, self.class_column))]
         schema = {"target": self.target, "class_column": self.class_column, "classes": classes}
         y = np.concatenate([truth_of(train.rows(a, b), schema)[1] for a, b in runs_of(number)])
         counts = np.bincount(y, minlength=len(classes))
@@ -394,9 +396,11 @@ class SnapshotPrediction(StreamTask):
             if label is not None:
                 words = told[label].to_list()
             else:
-                signs = numbers(truth, told[need(truth, told, "sign", "weight")]).to_list()
-                words = ["negative" if sign < 0 else "positive" for sign in signs]
+                need(truth, told, "sign", "weight")
+                words = ["negative" if sign < 0 else "positive" for sign in weights_of(truth, told)[0].tolist()]  # type: ignore[union-attr]
             said = frame[need(answers, frame, "prediction")].to_list()
+            if all(is_number(word) and math.isfinite(float(word)) for word in (*said, *words)):  # 1 and 1.0 are one class
+                said, words = ([class_name(float(word)) for word in column] for column in (said, words))
             true = told_of(answers, truth, [k[:2] for k in keys], [k[:2] for k in wanted], words)
             rarest = min(sorted(set(true)), key=true.count)
             f1 = f1_score(true, said, labels=[rarest], average="macro", zero_division=0)
@@ -434,7 +438,18 @@ def _label_column(events: Events, label: str) -> Array:
         known = ", ".join(events.features) or "none"
         raise UserError(f"node-class needs an event column {label!r} with the source's class; the events' columns are: {known}")
     assert events.x is not None
-    return events.x[:, events.features.index(label)]
+    found = events.x[:, events.features.index(label)]
+    if np.abs(found).max(initial=0) > LARGEST_CLASS:
+        raise UserError(
+            f"column {label!r} has the class {class_name(found[np.abs(found).argmax()])}; codes of classes go up to {LARGEST_CLASS}, "
+            "beyond which neighbours would be one: number the classes from 0"
+        )
+    return found
+
+
+def class_name(value: Any) -> str:
+    """A class as text: the shortest number that reads back as the same float32."""
+    return f"{value:.0f}" if value == round(value) else str(np.float32(value))
 
 
 def rows_of(events: Events, schema: Mapping[str, Any]) -> Array:
@@ -462,14 +477,14 @@ def truth_of(events: Events, schema: Mapping[str, Any]) -> tuple[Array, Array]:
         return rows, np.ones(rows.shape[1], np.int64)
     if schema["target"] == NODES:
         label = _label_column(events, schema["class_column"])
-        known = np.array([float(c) for c in schema["classes"]])
+        known = np.array([float(c) for c in schema["classes"]], np.float32)
         last = dict(zip(events.src.tolist(), label.tolist(), strict=True))  # the last event of each source
-        value = np.array([last[u] for u in rows.tolist()])
+        value = np.array([last[u] for u in rows.tolist()], np.float32)
         y = np.searchsorted(known, value).clip(max=len(known) - 1)
-        strange = np.flatnonzero(~np.isclose(known[y], value, rtol=1e-5)) if len(value) else []
+        strange = np.flatnonzero(known[y] != value) if len(value) else []
         if len(strange):
             raise UserError(
-                f"node {events.ids[rows[strange[0]]]!r} has class {value[strange[0]]:g}, which no train window has "
+                f"node {events.ids[rows[strange[0]]]!r} has class {class_name(value[strange[0]])}, which no train window has "
                 f"({', '.join(schema['classes'])}); give a larger task.train, or leave it out"
             )
         return rows, y.astype(np.int64)
