@@ -24,7 +24,8 @@ Array = NDArray[Any]
 
 
 def check_no_future_leak(method: Method | str, data: Any, task: Task | str) -> None:
-    """Events after a time are changed, and no score that is asked at or before that time moves by a bit.
+    """Events after a time are changed, and no score that is asked at or before that time moves by a bit. (In the one batch that
+    the time cuts in two, rows have other company than before: there a score may move by a rounding.)
 
     The time is in the middle of the test part, so what a fit takes from the whole log (a scale, a width, a count) shows as
     well as what an answer takes from the future. Ends, weights and features after it are others; times stay, so that the
@@ -45,8 +46,11 @@ def check_no_future_leak(method: Method | str, data: Any, task: Task | str) -> N
     asked = {name: (before, values) for name, values in getattr(test, "asked", {}).items()}
     first, second = (_answers(suited(chosen, value), d, chosen, fold, seed, asked) for d in (given, _changed(given, until)))
     assert before.any() and not before.all(), "the test part has one time only: nothing can be changed after it"
-    rows = np.flatnonzero(before)
-    same = np.array_equal(first[rows], second[rows], equal_nan=True)
+    count = int(before.sum())  # times never fall
+    whole = int(test.ends[test.ends <= count].max(initial=0)) if asked else count
+    same = np.array_equal(first[:whole], second[:whole], equal_nan=True) and np.allclose(
+        first[whole:count], second[whole:count], rtol=1e-5, atol=1e-5, equal_nan=True
+    )
     assert same, f"{value.name}: scores asked at or before {until:g} change with events after it: the future leaks"
 
 
