@@ -200,8 +200,7 @@ def test_baselines_of_classes(name: str, target: str) -> None:
     data, task = (log(signed=True), SIGNS) if target == "edge-class" else (log(labelled=True), NODES)
     result = check_method(entry_of(name), data, task, fingerprints=FINGERPRINTS)
     check_restart(name, data, task)
-    if target == "edge-class":
-        check_no_future_leak(name, data, task)
+    check_no_future_leak(name, data, task)
     value = {s.metric: s.value for s in result.scores if not s.at}
     assert value["minority-f1"] == 0 if name == "snapshot-majority" else value["minority-f1"] > 0.7  # type: ignore[operator]
     assert any(s.metric == "class-f1" and "class" in s.at for s in result.scores)

@@ -44,7 +44,9 @@ def check_no_future_leak(method: Method | str, data: Any, task: Task | str) -> N
     until = float(times[len(times) // 2])
     before = times <= until
     asked = {name: (before, values) for name, values in getattr(test, "asked", {}).items()}
-    first, second = (_answers(suited(chosen, value), d, chosen, fold, seed, asked) for d in (given, _changed(given, until)))
+    coded = str(getattr(chosen, "class_column", ""))  # of classes no other than those of the log may come
+    other = _changed(given, until, coded)
+    first, second = (_answers(suited(chosen, value), d, chosen, fold, seed, asked) for d in (given, other))
     assert before.any() and not before.all(), "the test part has one time only: nothing can be changed after it"
     count = int(before.sum())  # times never fall
     whole = int(test.ends[test.ends <= count].max(initial=0)) if asked else count
@@ -70,8 +72,9 @@ def _answers(method: Method, data: Dataset, task: Task, fold: str, seed: int, as
         return np.asarray(task.answer(model, test, run))
 
 
-def _changed(data: Dataset, until: float) -> Dataset:
-    """The same log with other events after a time: targets dealt anew, weights and features turned round."""
+def _changed(data: Dataset, until: float, coded: str = "") -> Dataset:
+    """The same log with other events after a time: targets dealt anew, weights and features turned round (a column of codes is
+    dealt anew)."""
     events = data.read()
     later = np.flatnonzero(events.t > until)
     order = np.random.default_rng(0).permutation(later)
@@ -85,7 +88,7 @@ def _changed(data: Dataset, until: float) -> Dataset:
         changes["weight"] = weight
     if events.x is not None:
         x = events.x.copy()
-        x[later] = -x[order]
+        x[later] = x[order] * np.where([name == coded for name in events.features], 1, -1).astype(x.dtype)
         changes["x"] = x
     return open_data(replace(events, **changes))
 
