@@ -248,7 +248,7 @@ def weights_of(path: Path, frame: pl.DataFrame) -> tuple[Array | None, bool, set
     used = {c for c in (sign, weight) if c is not None}
     values = None if weight is None else numbers(path, frame[weight]).to_numpy()
     if sign is None:
-        if values is None:
+        if weight is None or values is None:
             return None, False, used
         signed = bool((values < 0).any())
         if signed and (values == 0).any():
@@ -261,7 +261,7 @@ def weights_of(path: Path, frame: pl.DataFrame) -> tuple[Array | None, bool, set
     if len(wrong):
         row = int(wrong[0])
         raise UserError(f"{path}, line {line_of(row)}, column {sign!r}: {frame[sign][row]!r}; a sign is 1 or -1 (+ or -)")
-    if values is not None:
+    if weight is not None and values is not None:
         wrong = np.flatnonzero(values <= 0)
         if len(wrong):
             row = int(wrong[0])
