@@ -249,6 +249,92 @@ def test_records_hold_an_update_and_nothing_else() -> None:
         unpack_update(flwr.RecordDict())
 
 
+P = len(FedPub(hidden=4).start(2, 2, Run(task=None, seed=0)))
+TERMS = Terms(FedPub(hidden=4, rounds=1), ("a", "b"), ("x", "y"), 0)
+
+
+def packed(node: int, **changes: Any) -> Any:
+    """What a client of `TERMS` sends, with some records exchanged."""
+    draw = torch.Generator().manual_seed(node)
+    content = pack_update(Update(torch.randn(P, generator=draw), torch.randn(4, generator=draw), 5, 2, 4))
+    return flwr.RecordDict({**content, **changes})
+
+
+class Answers:
+    """A stand-in for Flower's grid: `give(node, round)` is a client's answer, which comes after `delay(node, round)` seconds."""
+
+    def __init__(
+        self, nodes: list[int], give: Callable[[int, int], Any] = lambda n, r: packed(n), delay: Any = lambda n, r: 0.0
+    ) -> None:
+        self.nodes, self.give, self.delay, self.number = nodes, give, delay, itertools.count()
+        self.waiting: dict[str, tuple[int, int, float]] = {}
+        self.asked: list[tuple[str, int, int, bool]] = []
+
+    def get_node_ids(self) -> list[int]:
+        return list(self.nodes)
+
+    def create_message(self, content: Any, message_type: str, dst_node_id: int, group_id: str, ttl: float) -> Any:
+        return content, message_type, dst_node_id
+
+    def push_messages(self, messages: Any) -> list[str]:
+        ids = []
+        for content, kind, node in messages:
+            number = int(content["round"]["round"])
+            self.asked.append((kind, node, number, bool(content["round"]["best"])))
+            ids.append(str(next(self.number)))
+            self.waiting[ids[-1]] = node, number, time.monotonic() + self.delay(node, number)
+        return ids
+
+    def pull_messages(self, ids: Any) -> list[Any]:
+        came = [i for i in ids if time.monotonic() >= self.waiting[i][2]]
+        return [
+            SimpleNamespace(
+                content=self.give(*self.waiting[i][:2]), metadata=SimpleNamespace(reply_to_message_id=i), has_error=lambda: False
+            )
+            for i in came
+        ]
+
+
+def array(values: Any, name: str = "theta") -> Any:
+    return flwr.ArrayRecord({name: flwr.Array(np.asarray(values))})
+
+
+def counts(nodes: Any, correct: Any, asked: Any) -> Any:
+    return flwr.MetricRecord({"nodes": nodes, "correct": correct, "asked": asked})
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"embedding": array(np.zeros(7, np.float32), "embedding")}, "a functional embedding of 7 numbers instead of 4"),
+        ({"embedding": array(np.zeros((1, 4), np.float32), "embedding")}, "embedding as float32 [1, 4]"),
+        ({"theta": array(["a"] * P)}, "theta as <U1"),
+        ({"theta": array(np.zeros(P, np.float64))}, "theta as float64"),
+        ({"theta": array(np.zeros(P, np.complex64))}, "theta as complex64"),
+        ({"theta": flwr.MetricRecord({"theta": 1.0})}, "theta that is no array"),
+        (
+            {"theta": flwr.ArrayRecord({"theta": flwr.Array("float32", (P,), "numpy.ndarray", b"no array")})},
+            "theta that is no array",
+        ),
+        ({"counts": counts([5, 5], 2, 4)}, "counts that cannot be"),
+        ({"counts": counts(5, math.inf, 4)}, "counts that cannot be"),
+        ({"counts": counts(5, 5, 4)}, "counts that cannot be"),
+        ({"counts": counts(-10, 2, 4)}, "counts that cannot be"),
+        ({"counts": counts(0, 2, 4)}, "counts that cannot be"),
+    ],
+)
+def test_a_record_of_another_form_leaves_the_rest_alone(changes: dict[str, Any], says: str) -> None:
+    """What a client of another version, or of ill will, sends is dropped and said; the others' average is as without it."""
+    server = Server(TERMS, Rules(3, 1, 1), Answers([1, 2, 3], lambda n, r: packed(n, **(changes if n == 2 else {}))))
+    found = server.round(0)
+    assert (found["answered"], found["used"]) == (3, 2) and len(found["notes"]) == 1 and says in found["notes"][0]
+    alone = Server(TERMS, Rules(2, 1, 1), Answers([1, 3]))
+    alone.round(0)
+    for node in ("1", "3"):
+        assert torch.equal(server.strategy.personal[node], alone.strategy.personal[node])
+    assert found["mean validation accuracy"] == 0.5
+
+
 def test_errors_of_a_client_stay_with_it(
     make_blocks: Callable[..., Graph], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

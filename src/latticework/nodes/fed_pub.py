@@ -218,16 +218,20 @@ def aggregate(alpha: Array, theta: Tensor) -> Tensor:
 
 # -- the strategy and the recipe -----------------------------------------------------------------------------------------
 class FedPubStrategy(Strategy):
-    """The server's side: personal averages by the likeness of functional embeddings."""
+    """The server's side: personal averages by the likeness of functional embeddings, of `width` numbers where it is given."""
 
-    def __init__(self, start: Tensor, tau: float = 3.0, weighting: Literal["softmax", "cosine"] = "softmax") -> None:
+    def __init__(
+        self, start: Tensor, tau: float = 3.0, weighting: Literal["softmax", "cosine"] = "softmax", width: int | None = None
+    ) -> None:
         super().__init__(start)
-        self.tau, self.weighting = tau, weighting
+        self.tau, self.weighting, self.width = tau, weighting, width
         self.similarity: dict[tuple[str, str], float] = {}
 
     def usable(self, update: Update) -> str | None:
         if update.embedding is None:
             return "no functional embedding"
+        if self.width is not None and update.embedding.shape != (self.width,):
+            return f"a functional embedding of {update.embedding.numel()} numbers instead of {self.width}"
         return None if finite(update.embedding) else "a functional embedding that is not finite"
 
     def combine(self, names: Sequence[str], theta: Tensor, updates: Sequence[Update]) -> Tensor:
@@ -329,7 +333,7 @@ class FedPub(FederatedMethod):
         return MaskedGCN(features, classes, self.hidden, self.dropout, self.mask and not plain, self.threshold)
 
     def strategy(self, start: Tensor) -> Strategy:
-        return FedPubStrategy(start, self.tau, self.weighting)
+        return FedPubStrategy(start, self.tau, self.weighting, self.hidden)
 
     def proxy(self, features: int, seed: int, device: str) -> Proxy:
         x, S = proxy_graph(features, seed)

@@ -67,16 +67,29 @@ def pack_update(update: Update) -> Any:
 
 
 def unpack_update(content: Any) -> Update:
-    """Flower's records as an `Update`. ``ValueError`` for anything that is not one of `RECORDS`."""
+    """Flower's records as an `Update`. ``ValueError`` for anything that is not one of `RECORDS`, or not of its form."""
     for name, record in content.items():
         if name not in RECORDS or sorted(record) != sorted(RECORDS[name]):
             raise ValueError(f"a client sent {name!r} with {sorted(record)}")
     if "theta" not in content or "counts" not in content:
         raise ValueError("a client sent no weights or no counts")
-    theta = torch.from_numpy(content["theta"]["theta"].numpy().copy())
-    embedding = torch.from_numpy(content["embedding"]["embedding"].numpy().copy()) if "embedding" in content else None
-    counts = content["counts"]
-    return Update(theta, embedding, *(int(counts[name]) for name in RECORDS["counts"]))
+    counts = [content["counts"][name] for name in RECORDS["counts"]]
+    nodes, correct, asked = counts
+    if not all(isinstance(c, int) for c in counts) or nodes < 1 or not 0 <= correct <= asked:
+        raise ValueError(f"counts that cannot be: nodes {nodes}, correct {correct}, asked {asked}")
+    embedding = _vector(content, "embedding") if "embedding" in content else None
+    return Update(_vector(content, "theta"), embedding, *counts)
+
+
+def _vector(content: Any, name: str) -> Tensor:
+    """float32 [n] of a record; ``ValueError`` for any other array, and for what is none."""
+    try:
+        array = content[name][name].numpy()
+    except Exception:
+        raise ValueError(f"{name} that is no array") from None
+    if array.dtype != np.float32 or array.ndim != 1:
+        raise ValueError(f"{name} as {array.dtype} {list(array.shape)} instead of float32 [n]")
+    return torch.from_numpy(array.copy())
 
 
 def pack_model(theta: Tensor, round: int, best: bool) -> Any:
