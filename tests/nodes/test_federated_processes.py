@@ -335,6 +335,27 @@ def test_a_record_of_another_form_leaves_the_rest_alone(changes: dict[str, Any],
     assert found["mean validation accuracy"] == 0.5
 
 
+def test_a_round_waits_for_somebody_and_the_end_for_those_who_are_late() -> None:
+    """Where all are late, rounds do not pass with nobody; who is late in the last round is still asked to save its model."""
+    slow = {(1, 0), (2, 0), (2, 2)}
+    grid = Answers([1, 2], delay=lambda n, r: 1.0 if (n, r) in slow else 0.0)
+    server = Server(TERMS, Rules(2, 20, 0.3), grid, say=lambda text: None)
+    for number in range(3):
+        server.round(number)
+    server.finish()
+    asked = [r["asked"] for r in server.rounds]
+    assert asked[0] == 2 and min(asked) >= 1 and server.rounds[0]["used"] == 0
+    assert [(kind, node) for kind, node, *_ in grid.asked if kind == "query"] == [("query", 1), ("query", 2)]
+    assert not server.owing
+
+    gone = Server(TERMS, Rules(2, 0.3, 0.2), grid := Answers([1, 2]))
+    gone.round(0)
+    grid.nodes.clear()
+    with pytest.raises(Failure, match=r"no client was ready for a round within 0\.3 s: all have gone"):
+        gone.round(1)
+    assert len(gone.rounds) == 1
+
+
 def test_errors_of_a_client_stay_with_it(
     make_blocks: Callable[..., Graph], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

@@ -310,7 +310,8 @@ class Server:
     """The rounds over a Flower grid. A client that dies, is late or sends what cannot be used leaves the rest alone.
 
     Late: its answer comes after `timeout_s`; it is thrown away, and the client takes part again once it has come. A client
-    that missed a round is not waited for in the next ones until it has answered in time.
+    that missed a round is not waited for in the next ones until it has answered in time. A round needs somebody: where all
+    are late or gone, it begins when one is back, and `Failure` says so where none is within `wait_s`.
     """
 
     def __init__(self, terms: Terms, rules: Rules, grid: Any, say: Callable[[str], None] = print) -> None:
@@ -338,8 +339,7 @@ class Server:
     def round(self, number: int) -> dict[str, Any]:
         """One round; gives what is known of it."""
         began = time.monotonic()
-        self._collect_late()
-        there = [n for n in self.nodes() if n not in self.owing]
+        there = self._free()
         sent = self._send(there, lambda n: pack_model(self.strategy.model_for(str(n)), number, self.was_best), "train", number)
         replies = self._wait(sent, [n for n in there if n not in self.slow] or there)
         updates, notes = {}, []
@@ -374,14 +374,34 @@ class Server:
         self.rounds.append(found)
         return found
 
+    def _free(self) -> list[int]:
+        """Clients that owe no answer; without any, rounds would pass with nobody, so the first to be back is waited for."""
+        until = time.monotonic() + self.rules.wait_s
+        while True:
+            self._collect_late()
+            if there := [n for n in self.nodes() if n not in self.owing]:
+                return there
+            if time.monotonic() > until:
+                late = f"{len(self.owing)} owe an answer" if self.owing else "all have gone"
+                raise Failure(
+                    f"no client was ready for a round within {self.rules.wait_s:g} s: {late}; a longer --timeout may help"
+                )
+            time.sleep(PATIENCE_S)
+
     def finish(self) -> None:
-        """Ask the clients to save their models."""
-        self._collect_late()
-        there = [n for n in self.nodes() if n not in self.owing]
-        sent = self._send(
-            there, lambda n: pack_model(self.strategy.model_for(str(n)), self.method.rounds, self.was_best), "query", -1
-        )
-        self._wait(sent, [n for n in there if n not in self.slow])
+        """Ask the clients to save their models, those who are late as soon as they are back, at most `timeout_s` later."""
+        until, told = time.monotonic() + self.rules.timeout_s, set[int]()
+        while True:
+            self._collect_late()
+            there = [n for n in self.nodes() if n not in self.owing and n not in told]
+            told |= set(there)
+            sent = self._send(
+                there, lambda n: pack_model(self.strategy.model_for(str(n)), self.method.rounds, self.was_best), "query", -1
+            )
+            self._wait(sent, there)
+            if not any(n in self.owing and n not in told for n in self.nodes()) or time.monotonic() > until:
+                return
+            time.sleep(PATIENCE_S)
 
     def _send(self, nodes: Sequence[int], content: Callable[[int], Any], kind: str, number: int) -> dict[int, str]:
         life = 2 * self.rules.timeout_s + 10
