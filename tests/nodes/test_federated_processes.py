@@ -356,6 +356,47 @@ def test_a_round_waits_for_somebody_and_the_end_for_those_who_are_late() -> None
     assert len(gone.rounds) == 1
 
 
+def test_a_share_of_the_clients_takes_part_and_hears_of_the_best_round(make_blocks: Callable[..., Graph], tmp_path: Path) -> None:
+    """`fraction` holds over Flower, too: each round asks the same clients as in one process, and gives them the same weights."""
+    clients = clients_of(make_blocks(80), 4)
+    method = FedPub(rounds=5, hidden=6, fraction=0.5)
+    server, grid = run_server(clients, tmp_path, method)
+    assert [r["asked"] for r in server.rounds] == [2] * 5
+    data = GivenClients.hold(lw.dataset(_only(tmp_path, clients)).read())
+    fold, run = FIXED.fold(data, "fixed"), Run(task=FIXED, seed=3)
+    model: Any = method.fit(fold.train, fold.valid, run)
+    took_part = ~torch.isnan(model.history["valid"][0])
+    assert took_part.sum() == 2
+    for k, site in enumerate(grid.sites.values()):
+        own: Any = store.load_model(site.out)
+        assert torch.equal(own.weights["last"][0], model.weights["last"][k]), site.name
+        if took_part[k]:
+            for word in ("best-valid", "own-best"):
+                assert torch.equal(own.weights[word][0], model.weights[word][k]), (site.name, word)
+
+
+def test_who_took_part_in_no_round_has_what_the_others_made(make_blocks: Callable[..., Graph], tmp_path: Path) -> None:
+    clients = clients_of(make_blocks(60), 3)
+    method = FedPub(rounds=1, hidden=6, fraction=0.3)
+    server, grid = run_server(clients, tmp_path, method)
+    (chosen,) = server.strategy.personal
+    common = server.strategy.common
+    for node, site in grid.sites.items():
+        own: Any = store.load_model(site.out)
+        assert torch.equal(own.weights["last"][0], common) == (str(node) != chosen)
+        assert own.explain(None).scalars["rounds"] == 1
+
+
+def test_no_node_right_is_the_best_round_once() -> None:
+    """A mean of 0 is the best until there is a better one, as in one process."""
+    grid = Answers([1, 2], lambda n, r: packed(n, counts=counts(5, 0, 4)))
+    server = Server(TERMS, Rules(2, 1, 1), grid)
+    for number in range(3):
+        server.round(number)
+    server.finish()
+    assert [best for *_, best in grid.asked] == [False, False, True, True] + 4 * [False]
+
+
 def test_errors_of_a_client_stay_with_it(
     make_blocks: Callable[..., Graph], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

@@ -550,7 +550,8 @@ def simulate(method: FederatedMethod, trainers: Sequence[Trainer], train: Part, 
         for trainer in trainers:
             fill(trainer.shared, start)
     for round in range(done, method.rounds):
-        asked = _sample(trainers, method.fraction, run, round)
+        chosen = participants([t.name for t in trainers], method.fraction, run, round)
+        asked = [t for t in trainers if t.name in chosen]
         updates = {t.name: t.train(strategy.model_for(t.name), round, run) for t in asked}
         used = strategy.receive(updates)
         dropped += len(updates) - len(used)
@@ -593,14 +594,13 @@ def simulate(method: FederatedMethod, trainers: Sequence[Trainer], train: Part, 
     return method.model(method, {**train.schema}, kept.weights, history)
 
 
-def _sample(trainers: Sequence[Trainer], fraction: float, run: Run, round: int) -> list[Trainer]:
-    """Who takes part in a round: the same clients whatever their order."""
-    count = max(1, math.ceil(fraction * len(trainers) - 1e-9))
-    if count == len(trainers):
-        return list(trainers)
-    names = sorted(t.name for t in trainers)
-    chosen = {names[i] for i in run.rng(f"participants of round {round}").permutation(len(names))[:count]}
-    return [t for t in trainers if t.name in chosen]
+def participants(names: Sequence[str], fraction: float, run: Run, round: int) -> set[str]:
+    """Who takes part in a round: the same clients whatever their order, at least one where there is any."""
+    count = max(1, math.ceil(fraction * len(names) - 1e-9))
+    if count >= len(names):
+        return set(names)
+    names = sorted(names)
+    return {names[i] for i in run.rng(f"participants of round {round}").permutation(len(names))[:count]}
 
 
 def bytes_of(trainer: Trainer, update: Update) -> int:

@@ -2,7 +2,7 @@
 
 The server's app drives the same `Strategy`, the client's app the same `Trainer` as the simulation in one process does; with
 the same split and seed both give the same weights. A message to a client holds theta, the number of the round and whether
-the last round was the best one; a message from a client holds theta, the functional embedding and three counts
+one since the last message was the best; a message from a client holds theta, the functional embedding and three counts
 (`RECORDS`), and `unpack_update` refuses anything else. All that is personal, the masks and Adam's moments among it, stays in
 the supernode's memory between rounds. Errors of a client are told in its own log, and the server hears only that there was
 one.
@@ -36,7 +36,7 @@ from latticework.core.ledger import write_whole
 from latticework.core.run import Run
 from latticework.data.graph import Graph
 
-from .federated import FederatedMethod, Judged, Kept, Plain, Trainer, Update, bytes_of, fill
+from .federated import FederatedMethod, Judged, Kept, Plain, Trainer, Update, bytes_of, fill, participants
 
 RECORDS = {"theta": ("theta",), "embedding": ("embedding",), "counts": ("nodes", "correct", "asked")}
 SETTINGS, CLIENT = "LATTICEWORK_FEDERATE_SERVER", "LATTICEWORK_FEDERATE_CLIENT"
@@ -93,7 +93,7 @@ def _vector(content: Any, name: str) -> Tensor:
 
 
 def pack_model(theta: Tensor, round: int, best: bool) -> Any:
-    """What a client is sent: its weights, the round, and whether the round before was the best by mean validation."""
+    """What a client is sent: its weights, the round, and whether a round since the last message was the best by mean validation."""
     app = flower().app
     content = app.RecordDict({"theta": app.ArrayRecord({"theta": app.Array(theta.contiguous().numpy())})})
     content["round"] = app.ConfigRecord({"round": round, "best": best})
@@ -224,11 +224,17 @@ class Party:
         if best:
             self.kept.weights["best-valid"] = self.kept.weights["last"]
 
-    def finish(self, best: bool) -> None:
-        """Save the client's own model, with its masks multiplied in."""
+    def finish(self, theta: Tensor, best: bool) -> None:
+        """Save the client's own model, with its masks multiplied in; who took part in no round has what the others made."""
         from .federated_tasks import FederatedNodeClassification
 
         self._best(best)
+        if not self.trainer.rounds:
+            fill(self.trainer.shared, theta)
+            now, none = self.trainer.evaluated()[None], torch.tensor([math.nan])
+            self.kept.look(now, none)
+            for word, value in (("valid", none), ("sparsity", torch.zeros(1)), ("sent", torch.zeros(1))):
+                self.kept.history[word].append(value)
         method = self.terms.method
         schema = {
             "classes": list(self.terms.classes),
@@ -265,11 +271,10 @@ def client_message(content: Any, context: Any, finish: bool) -> Any:
         if "kept" in context.state:
             arrays = {name: torch.from_numpy(array.numpy().copy()) for name, array in context.state["arrays"].items()}
             party.resume(store.unflatten(json.loads(str(context.state["kept"]["tree"])), arrays))
-        config = content["round"]
+        config, theta = content["round"], torch.from_numpy(content["theta"]["theta"].numpy().copy())
         if finish:
-            party.finish(bool(config["best"]))
+            party.finish(theta, bool(config["best"]))
             return flwr.app.RecordDict()
-        theta = torch.from_numpy(content["theta"]["theta"].numpy().copy())
         update = party.train(theta, int(config["round"]), bool(config["best"]))
         skeleton, tensors = store.flatten(party.state())
         context.state["kept"] = flwr.app.ConfigRecord({"tree": json.dumps(skeleton)})
@@ -321,7 +326,8 @@ class Server:
         self.strategy = self.method.strategy(start)
         self.owing: dict[int, tuple[str, float]] = {}  # client -> message that it has not answered, when it lapses
         self.slow: set[int] = set()
-        self.best, self.was_best = -1.0, False
+        self.best, self.shares = -1.0, dict[str, float]()  # of all means; each client's newest validation accuracy
+        self.untold: set[int] = set()  # clients that were not asked since a round that was the best one
         self.rounds: list[dict[str, Any]] = []
 
     def nodes(self) -> list[int]:
@@ -339,8 +345,8 @@ class Server:
     def round(self, number: int) -> dict[str, Any]:
         """One round; gives what is known of it."""
         began = time.monotonic()
-        there = self._free()
-        sent = self._send(there, lambda n: pack_model(self.strategy.model_for(str(n)), number, self.was_best), "train", number)
+        there = self._drawn(self._free(), number)
+        sent = self._send(there, lambda n: pack_model(self.strategy.model_for(str(n)), number, n in self.untold), "train", number)
         replies = self._wait(sent, [n for n in there if n not in self.slow] or there)
         updates, notes = {}, []
         for node, reply in replies.items():
@@ -362,10 +368,12 @@ class Server:
             )
             notes.append(f"{n} {late}")
         self.slow = (self.slow | set(missing)) - set(replies)
-        shares = [updates[n].correct / updates[n].asked for n in used if updates[n].asked]
-        mean = float(np.mean(shares)) if shares else None
-        self.was_best = mean is not None and mean > self.best
-        self.best = max(self.best, mean or -1.0)
+        fresh = {n: updates[n].correct / updates[n].asked for n in used if updates[n].asked}
+        self.shares |= fresh  # as in one process, who was not asked counts with the model that it has
+        mean = float(np.mean(list(self.shares.values()))) if fresh else None
+        if mean is not None and mean > self.best:
+            self.best = mean
+            self.untold = set(self.nodes())
         found = {
             "round": number + 1, "asked": len(there), "answered": len(replies), "used": len(used), "mean validation accuracy": mean,
             "bytes received": int(sum(4 * (u.theta.numel() + (0 if u.embedding is None else u.embedding.numel())) for u in updates.values())),
@@ -373,6 +381,11 @@ class Server:
         }  # fmt: skip
         self.rounds.append(found)
         return found
+
+    def _drawn(self, there: Sequence[int], number: int) -> list[int]:
+        """Who takes part in a round, the method's share of those who may be asked."""
+        chosen = participants([str(n) for n in there], self.method.fraction, self.run, number)
+        return [n for n in there if str(n) in chosen]
 
     def _free(self) -> list[int]:
         """Clients that owe no answer; without any, rounds would pass with nobody, so the first to be back is waited for."""
@@ -396,7 +409,7 @@ class Server:
             there = [n for n in self.nodes() if n not in self.owing and n not in told]
             told |= set(there)
             sent = self._send(
-                there, lambda n: pack_model(self.strategy.model_for(str(n)), self.method.rounds, self.was_best), "query", -1
+                there, lambda n: pack_model(self.strategy.model_for(str(n)), self.method.rounds, n in self.untold), "query", -1
             )
             self._wait(sent, there)
             if not any(n in self.owing and n not in told for n in self.nodes()) or time.monotonic() > until:
@@ -409,6 +422,7 @@ class Server:
         ids = list(self.grid.push_messages(messages)) if messages else []
         sent = {n: i for n, i in zip(nodes, ids, strict=True) if i}
         self.owing |= {n: (i, time.monotonic() + life) for n, i in sent.items()}
+        self.untold -= set(sent)
         return sent
 
     def _wait(self, sent: Mapping[int, str], expected: Sequence[int]) -> dict[int, Any]:
