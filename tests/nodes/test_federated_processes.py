@@ -35,6 +35,7 @@ from latticework.core.errors import Failure, UserError
 from latticework.core.run import Run
 from latticework.data.clients import Clients, GivenClients, gather, partitioned
 from latticework.data.graph import Graph, write_graph
+from latticework.nodes import federated_processes
 from latticework.nodes.fed_pub import FedPub
 from latticework.nodes.federated import FedAvg, FederatedMethod, Update
 from latticework.nodes.federated_processes import (
@@ -47,6 +48,7 @@ from latticework.nodes.federated_processes import (
     Tls,
     agreed,
     client_message,
+    join,
     pack_update,
     serve,
     unpack_update,
@@ -409,6 +411,10 @@ def test_errors_of_a_client_stay_with_it(
         client_message(flwr.RecordDict(), SimpleNamespace(run_config={"terms": terms.text()}, state=flwr.RecordDict()), False)
     assert "secret" not in str(caught.value) and caught.value.__cause__ is None and caught.value.__context__ is None
     assert "not the agreed feature columns" in capsys.readouterr().err
+    assert not site.done.exists()
+    with pytest.raises(RuntimeError):  # where there is nothing more to come, who waits for the model must know
+        client_message(flwr.RecordDict(), SimpleNamespace(run_config={"terms": terms.text()}, state=flwr.RecordDict()), True)
+    assert site.done.read_text() == "failed\n" and not site.out.exists()
 
 
 def test_what_was_not_agreed(make_blocks: Callable[..., Graph], tmp_path: Path) -> None:
@@ -449,6 +455,16 @@ def test_nobody_comes() -> None:
     terms = Terms(FedPub(hidden=4), ("a",), ("x", "y"), 0)
     with pytest.raises(Failure, match="no client joined within"):
         Server(terms, Rules(2, 0.1, 1), SimpleNamespace(get_node_ids=list)).gather_clients()
+
+
+def test_a_client_whose_server_is_gone_ends(
+    make_blocks: Callable[..., Graph], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_graph(make_blocks(20), tmp_path / "graph")
+    monkeypatch.setattr(federated_processes, "GIVE_UP_S", 1.0)
+    with pytest.raises(Failure, match="no model was made, since Flower's supernode ended: ERROR"):
+        join(tmp_path / "graph", f"127.0.0.1:{_free()}", tmp_path / "model", "a", say=lambda text: None)
+    assert not (tmp_path / "model").exists()
 
 
 # -- the real processes --------------------------------------------------------------------------------------------------

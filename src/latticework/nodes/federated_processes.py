@@ -16,6 +16,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -41,6 +42,7 @@ from .federated import FederatedMethod, Judged, Kept, Plain, Trainer, Update, by
 RECORDS = {"theta": ("theta",), "embedding": ("embedding",), "counts": ("nodes", "correct", "asked")}
 SETTINGS, CLIENT = "LATTICEWORK_FEDERATE_SERVER", "LATTICEWORK_FEDERATE_CLIENT"
 PATIENCE_S = 0.5
+GIVE_UP_S = 600.0  # a client that cannot reach its server for so long ends
 
 
 def flower() -> Any:
@@ -282,6 +284,9 @@ def client_message(content: Any, context: Any, finish: bool) -> Any:
         return pack_update(update)
     except Exception as error:
         print(f"latticework: this client could not do its part: {error}", file=sys.stderr, flush=True)
+        if finish:  # there is no further message to wait for
+            with contextlib.suppress(Exception):
+                write_whole(Site.read(os.environ[CLIENT]).done, "failed\n")
     # Flower sends the text of an error to the server: it says nothing
     raise RuntimeError("the client could not do its part; its own log says why")
 
@@ -596,7 +601,9 @@ def _alive(group: int) -> bool:
 
 def _tail(log: Path) -> str:
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return " | ".join(lines[-3:])
+    # what it prints while it shuts down says nothing of why
+    wrong = next((i for i, line in reversed(list(enumerate(lines))) if "ERROR" in line), len(lines) - 3)
+    return re.sub(r"\x1b\[[0-9;]*m", "", " | ".join(lines[max(wrong, 0) :][:3]))
 
 
 class Tls(NamedTuple):
@@ -706,7 +713,8 @@ def join(
 ) -> None:
     """Run a supernode for one client until the rounds are done and its model is saved at `out`.
 
-    Raises `UserError` for a graph that cannot be read, `Failure` where the supernode ends before.
+    Raises `UserError` for a graph that cannot be read, `Failure` where the supernode ends before, or cannot reach the server
+    for `GIVE_UP_S` seconds.
     """
     from latticework.data.graph import read_graph
 
@@ -726,6 +734,7 @@ def join(
         here = f"127.0.0.1:{_free_port()}"
         log = work / "supernode.log"
         words = ["flower-supernode", "--superlink", server, "--port", here.rpartition(":")[2]]
+        words += ["--max-wait-time", str(GIVE_UP_S)]  # left out, Flower looks for a server that has gone for ever
         words += ["--root-certificates", str(tls.authority)] if secure else ["--insecure"]
         runner = [sys.executable, "-m", "latticework.nodes.federated_processes", here]
         warm = _can_fork()
@@ -737,10 +746,12 @@ def join(
             while not site.done.exists():
                 told = _tell(log, told, say)
                 if child.poll() is not None or tasks.poll() is not None:
-                    raise Failure(f"Flower's supernode ended: {_tail(log)}")
+                    raise Failure(f"no model was made, since Flower's supernode ended: {_tail(log)}")
                 time.sleep(PATIENCE_S)
             time.sleep(4)  # the supernode looks for answers to send every three seconds
             _tell(log, told, say)
+            if site.done.read_text() != "done\n":
+                raise Failure("the rounds are over and this client made no model; why is said above")
     say(f"wrote {out}")
 
 
