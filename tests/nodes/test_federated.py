@@ -96,6 +96,23 @@ def test_one_split_for_all_clients(make_blocks: Callable[..., Graph]) -> None:
     assert any(not np.array_equal(a, b) for a, b in zip(TASK.split(held, "random-5"), split, strict=True))
 
 
+def test_a_client_with_one_labelled_node_trains_on_it_in_a_model_for_use(make_blocks: Callable[..., Graph]) -> None:
+    """Nothing is judged there, so no draw may leave a client without a train node."""
+    graph, task = make_blocks(60), FederatedNodeClassification()
+    parts = partitioned(graph, [np.arange(0, 30), np.arange(30, 55), np.arange(55, 60)]).graphs
+    few = np.where(np.arange(5) == 2, parts[2].y, -1)
+    clients = gather({"a": parts[0], "b": parts[1], "c": replace(parts[2], y=few, _cache={})})
+    lone = 0
+    for number in range(20):
+        split = task.split(clients, f"all-{number}")
+        assert all((code == 0).any() for code in split) and any((code == 1).any() for code in split)
+        assert split[2].tolist() == [-1, -1, 0, -1, -1] and not any((code == 2).any() for code in split)
+        lone += (task.split(clients, f"random-{number}")[2] != 0).all()
+    assert lone  # in a split that judges, it stays as drawn
+    for part in task.fold(GivenClients.hold(clients), "all-0")[:1]:
+        assert part.query.asked[2].tolist() == [2]
+
+
 def test_a_leak_at_one_client_is_found(three: Partition) -> None:
     fold = TASK.fold(three, "random-0")
     held: Clients = three.read()

@@ -110,6 +110,11 @@ class FederatedNodeClassification(Task):
             train, valid = (0.8, 0.2) if kind == "all" else (self.train, self.valid)
             first, second = round(train * len(nodes)), round((train + valid) * len(nodes))
             whole[nodes[:first]], whole[nodes[first:second]], whole[nodes[second:]] = TRAIN, VALID, TEST
+            if kind == "all":  # a model for use: a client with few labelled nodes, all drawn to validate, trains on them
+                for place, graph in zip(clients.places, clients.graphs, strict=True):
+                    own = place[graph.labelled]
+                    if not (whole[own] == TRAIN).any():
+                        whole[own] = TRAIN
             codes = [whole[place] for place in clients.places]
         for code, graph in zip(codes, clients.graphs, strict=True):
             code[~graph.labelled] = -1
