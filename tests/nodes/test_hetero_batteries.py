@@ -133,6 +133,48 @@ def test_both_directions_of_a_relation_are_one(name: str) -> None:
     assert np.array_equal(*found)
 
 
+def renamed(graph: HeteroGraph, names: dict[str, str]) -> HeteroGraph:
+    """The graph with other names of its types."""
+
+    def by_kind(held: Any) -> dict[str, Any]:
+        return {names[kind]: value for kind, value in held.items()}
+
+    relations = {(names[a], name, names[b]): e for (a, name, b), e in graph.relations.items()}
+    return HeteroGraph(
+        tuple(names[k] for k in graph.types), by_kind(graph.ids), relations, {}, by_kind(graph.x), by_kind(graph.features),
+        by_kind(graph.y), by_kind(graph.classes), by_kind(graph.fixed), by_kind(graph.splits),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["latte", "han", "hgt", "r-gcn"])
+def test_what_types_are_called_changes_no_answer(name: str, tmp_path: Path) -> None:
+    """Names that torch's containers have as methods, or refuse, and names with blanks are names like others."""
+    graph = HeteroBlocks(authors=30, papers=40).read()
+    wanted = np.asarray(lw.fit(name, graph, epochs=2).predict(nodes="all").values)
+    for words in (("items", "type", "keys"), ("a.b", "p.q", "v."), ("an author", "a-paper", "pärt")):
+        other = renamed(graph, dict(zip(graph.types, words, strict=True)))
+        model = lw.fit(name, other, epochs=2)
+        assert np.array_equal(np.asarray(model.predict(nodes="all").values), wanted), words
+        model.save(tmp_path / words[0])
+        assert np.array_equal(np.asarray(lw.load(tmp_path / words[0]).predict(other, nodes="all").values), wanted)
+
+
+@pytest.mark.parametrize("name", ["latte", "han", "hgt", "r-gcn"])
+def test_a_type_that_nothing_joins_to_the_target_counts_for_nothing(name: str) -> None:
+    """Without features it would have free vectors, and the model could answer for its own graph alone."""
+    graph = HeteroBlocks(authors=40, papers=40).read()
+    whole = {**graph.ids, "city": ("rome", "oslo"), "land": ("italy", "norway")}
+    lone = replace(
+        graph, types=(*graph.types, "city", "land"), ids=whole, _cache={},
+        relations={**graph.relations, ("city", "in", "land"): np.array([[0, 1], [0, 1]])},
+    )  # fmt: skip
+    model = lw.fit(name, lone, fold="random-0", epochs=2, settings={"task.protocol": "inductive", "task.split": "random"})
+    assert np.isfinite(np.asarray(model.predict(nodes="all").values)).all() and model.model.scope == "new data"
+    alone = replace(graph, relations={("paper", "at", "venue"): graph.relations["paper", "at", "venue"]}, _cache={})
+    with pytest.raises(UserError, match="no relation touches 'author'"):
+        lw.fit(name, alone, epochs=2)
+
+
 def test_names_of_reverses_do_not_collide() -> None:
     """A relation of that name which is no reverse keeps its edges, and a model from before steps were told apart walks them all."""
     edges = {("a", "to", "b"): [[0, 1], [0, 1]], ("b", "rev_to", "a"): [[0], [1]], ("b", "back", "a"): [[0, 1], [0, 1]]}

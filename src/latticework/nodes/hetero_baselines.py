@@ -70,10 +70,17 @@ class TypeInputs(nn.Module):
         return {kind: self.maps[key](x[kind]) if key in self.maps else self.free[key].weight for kind, key in keys.items()}
 
 
+def module_name(kind: str) -> str:
+    """A type's name where torch takes it for a module's, else one that it takes: ``items`` is a method, ``a.b`` has a full stop."""
+    refused = "." in kind or hasattr(nn.ModuleDict(), kind) or hasattr(nn.ParameterDict(), kind)
+    return key_of(kind) if refused else kind
+
+
 class HeteroNet(nn.Module):
     """Inputs by type, PyG's convolutions, and a linear map of the target's vectors to logits [n, C].
 
     HAN attends over meta-paths of the target, in one layer; R-GCN and HGT pass messages along relations and their reverses.
+    `UserError` where there is nothing to pass along.
     """
 
     def __init__(self, kind: str, inputs: TypeInputs, edges: Triples, target: str, classes: int, method: HeteroNetwork) -> None:
@@ -82,9 +89,13 @@ class HeteroNet(nn.Module):
 
         from .han_layer import HANLayer
 
+        if not edges:
+            raise UserError(f"{kind}: no relation touches {target!r}, the type that is classified; mlp reads its features alone")
         self.kind, self.target, self.dropout = kind, target, method.dropout
         self.inputs = inputs
-        width, metadata = method.hidden, (list(inputs.types), list(edges))
+        self.named = {kind: module_name(kind) for kind in inputs.types}
+        self.along = {(a, name, b): (self.named[a], name.replace(".", "·"), self.named[b]) for a, name, b in edges}
+        width, metadata = method.hidden, (list(self.named.values()), list(self.along.values()))
         make = {
             "han": lambda: HANLayer(width, width, metadata, heads=method.heads, dropout=method.dropout),
             "hgt": lambda: HGTConv(width, width, metadata, heads=method.heads),
@@ -100,14 +111,16 @@ class HeteroNet(nn.Module):
     def forward(self, x: Mapping[str, Features], edges: Mapping[tuple[str, str, str], Any]) -> Tensor:
         h = {kind: F.dropout(F.relu(v), self.dropout, self.training) for kind, v in self.inputs(x).items()}
         for conv in self.convolutions:
-            h = (
-                self._united(conv, h, edges)
-                if self.kind == "r-gcn"
-                else {k: v for k, v in conv(h, edges).items() if v is not None}
-            )
+            h = (self._united if self.kind == "r-gcn" else self._typed)(conv, h, edges)
             if self.kind != "han":
                 h = {kind: F.dropout(F.relu(v), self.dropout, self.training) for kind, v in h.items()}
         return self.head(h[self.target])
+
+    def _typed(self, conv: nn.Module, h: Mapping[str, Tensor], edges: Mapping[tuple[str, str, str], Tensor]) -> dict[str, Tensor]:
+        """PyG's convolution of dictionaries, whose keys name modules; types that no message reaches drop out."""
+        kinds = {name: kind for kind, name in self.named.items()}
+        out = conv({self.named[kind]: v for kind, v in h.items()}, {self.along[key]: e for key, e in edges.items()})
+        return {kinds[name]: v for name, v in out.items() if v is not None}
 
     def _united(
         self, conv: nn.Module, h: Mapping[str, Tensor], edges: Mapping[tuple[str, str, str], Tensor]
@@ -149,9 +162,13 @@ class HeteroNetwork(NodeNetwork):
         return tuple(self._along(schema))
 
     def _along(self, schema: Mapping[str, Any]) -> dict[tuple[str, str, str], Step]:
-        """The steps that messages take, by PyG's names for them: relations and their reverses, without doubled ones."""
+        """The steps that messages take, by PyG's names for them: relations and their reverses, without doubled ones.
+
+        Relations between types that no chain joins to the target are left out: nothing of them would reach it.
+        """
         doubled = doubled_of(schema)
-        relations: list[Relation] = [(source, name, to) for source, name, to in schema["relations"]]
+        joined = joined_types(schema)
+        relations: list[Relation] = [(source, name, to) for source, name, to in schema["relations"] if source in joined]
         found: dict[tuple[str, str, str], Step] = {}
         for key in relations:
             reverse = (key[2], f"rev_{key[1]}", key[0])
@@ -161,7 +178,9 @@ class HeteroNetwork(NodeNetwork):
         return found
 
     def module(self, features: int, classes: int, schema: Mapping[str, Any], inputs: int = 1) -> nn.Module:
-        start = TypeInputs(input_widths(schema, self.featureless), schema["types"], self.hidden)
+        joined = joined_types(schema)
+        widths = {kind: width for kind, width in input_widths(schema, self.featureless).items() if kind in joined}
+        start = TypeInputs(widths, schema["types"], self.hidden)
         return HeteroNet(self.name, start, self.triples(schema), schema["target"], classes, self)
 
     def inputs(self, part: Part, device: str) -> tuple[Any, ...]:
@@ -249,6 +268,18 @@ class HAN(HeteroNetwork):
             edges[name] = Edges(pairs, device)
         x = placed(part, self.featureless, device)
         return {part.query.target: x[part.query.target]} if part.query.target in x else {}, edges
+
+
+def joined_types(schema: Mapping[str, Any]) -> frozenset[str]:
+    """The target and all types that some chain of relations joins to it; all types where no target is named."""
+    if schema["target"] is None:
+        return frozenset(schema["types"])
+    found, before = {schema["target"]}, 0
+    while len(found) > before:
+        before = len(found)
+        for source, _, to in schema["relations"]:
+            found |= {source, to} if found & {source, to} else set()
+    return frozenset(found)
 
 
 class Plan(NamedTuple):
