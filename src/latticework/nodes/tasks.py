@@ -376,8 +376,9 @@ class NodeClassification(NodeAnswers):
 
 
 def asked_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """What later data take from a fit's schema: its classes, and how it reads features."""
-    return {"classes": schema["classes"], **settled(schema)}
+    """What later data take from a fit's schema: its classes, whether a node may have several, and how it reads features."""
+    several = {"multi": schema["multi"]} if "multi" in schema else {}
+    return {"classes": schema["classes"], **several, **settled(schema)}
 
 
 def _scores(y: Array, said: Array, chances: Array | None, multi: bool) -> list[Score]:
