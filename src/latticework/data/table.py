@@ -103,9 +103,11 @@ def _unique(path: Path, names: list[str]) -> list[str]:
     for i, name in enumerate(names):
         if not name:
             raise UserError(f"{path}: column {i + 1} of the header has no name")
-        if name.lower() in seen:
+        # columns that are made from values, p(class) and column=category, may differ in case alone
+        key = name if "=" in name or name.endswith(")") else name.lower()
+        if key in seen:
             raise UserError(f"{path}: the header names column {name!r} twice")
-        seen.add(name.lower())
+        seen.add(key)
     return names
 
 

@@ -127,7 +127,7 @@ class NodeAnswers(Task):
 
     def judge(self, answers: Path, truth: Path) -> list[Score]:
         from latticework.data.graph import read_labels
-        from latticework.data.table import column_named, need, read_table
+        from latticework.data.table import need, read_table
 
         found = read_table(answers)
         ids = found[need(answers, found, "id", "node")].to_list()
@@ -141,8 +141,16 @@ class NodeAnswers(Task):
             raise UserError(
                 f"{answers}: id {strange[0]!r} has no label in {truth} ({len(strange)} such); judge labelled nodes only"
             )
-        multi = self.several() or any("|" in known[i] for i in ids)
-        classes = sorted({c for i in known for c in known[i].split("|")} | {c for w in words for c in w.split("|") if c})
+        words = [word or "" for word in words]
+        multi = self.several() or any("|" in text for text in [*words, *(known[i] for i in ids)])
+
+        def parts(text: str) -> list[str]:
+            return [name for name in (part.strip() for part in text.split("|")) if name] if multi else [text]
+
+        classes = sorted({c for text in [*known.values(), *filter(None, words)] for c in parts(text)})
+        columns = _chance_columns(found.columns, classes)
+        # a class with a column of chances counts as it did in the fit, whether a node here is of it or not
+        classes = sorted({*classes, *columns})
         code = {c: k for k, c in enumerate(classes)}
 
         def read(texts: Sequence[str]) -> Array:
@@ -150,18 +158,17 @@ class NodeAnswers(Task):
                 return np.array([code[t] for t in texts], np.int64)
             rows = np.zeros((len(texts), len(classes)), bool)
             for r, text in enumerate(texts):
-                rows[r, [code[c] for c in text.split("|") if c]] = True
+                rows[r, [code[c] for c in parts(text)]] = True
             return rows
 
         empty = [i for i, w in zip(ids, words, strict=True) if not w]
         if empty and not multi:
             raise UserError(f"{answers}: id {empty[0]!r} has no prediction")
-        columns = [column_named(found, f"p({c})".lower()) for c in classes]
         chances = None
-        if all(columns):
+        if columns and all(c in columns for c in classes):
             from latticework.data.table import numbers
 
-            chances = np.stack([numbers(answers, found[str(c)]).to_numpy() for c in columns], 1)
+            chances = np.stack([numbers(answers, found[columns[c]]).to_numpy() for c in classes], 1)
         return _scores(read([known[i] for i in ids]), read(words), chances, multi)
 
 
@@ -379,6 +386,15 @@ def asked_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
     """What later data take from a fit's schema: its classes, whether a node may have several, and how it reads features."""
     several = {"multi": schema["multi"]} if "multi" in schema else {}
     return {"classes": schema["classes"], **several, **settled(schema)}
+
+
+def _chance_columns(names: Sequence[str], classes: Sequence[str]) -> dict[str, str]:
+    """Class -> its column ``p(class)``; the case of letters is looked at only where it tells two columns apart."""
+    found = {name[2:-1]: name for name in names if name[:2].lower() == "p(" and name[-1:] == ")"}
+    if len({name.lower() for name in found}) < len(found):
+        return found
+    written = {c.lower(): c for c in classes}
+    return {written.get(name.lower(), name): column for name, column in found.items()}
 
 
 def _scores(y: Array, said: Array, chances: Array | None, multi: bool) -> list[Score]:
