@@ -84,6 +84,24 @@ def test_probe() -> None:
     check_probe("meta-relations(latte.epochs=4; latte.width=8)", "hetero-blocks")
 
 
+def test_probes_and_walks_speak_of_their_own_fields() -> None:
+    """What an error says to type can be typed."""
+    graph = HeteroBlocks(authors=30, papers=40).read()
+    several = replace(
+        graph, y={**graph.y, "paper": np.arange(40) % 2}, classes={**graph.classes, "paper": ("u", "v")}, _cache={}
+    )  # fmt: skip
+    small = {"meta-relations": {"latte.epochs": 1}, "negative-push": {"encoder.epochs": 1, "encoder.clusters": (3,)}}
+    for name, settings in small.items():
+        with pytest.raises(UserError, match="say which is meant: -s target=author or -s target=paper"):
+            lw.probe(name, several, settings=settings)
+        assert lw.probe(name, several, settings={**settings, "target": "author"}).scalars
+    split = {"author": {"20": np.arange(30, dtype=np.int8) // 3 % 3}}
+    assert lw.probe("meta-relations", replace(graph, splits=split, _cache={}), settings={"latte.epochs": 1, "split": 20}).scalars
+    for name in ("han", "metapath2vec"):
+        with pytest.raises(UserError, match=rf"^{name}.paths: 'author-paper' goes from author to paper"):
+            lw.fit(name, graph, paths="author-paper")
+
+
 def test_walks_follow_their_path() -> None:
     data = HeteroBlocks().read().tensors()
     relations = tuple(data.edge_types)

@@ -654,8 +654,8 @@ def hetero_schema(graph: HeteroGraph, target: str | None) -> dict[str, Any]:
     }
 
 
-def target_of(graph: HeteroGraph, target: str | None) -> str:
-    """The type that is asked about: the one named, or the one that has labels."""
+def target_of(graph: HeteroGraph, target: str | None, field: str = "task.target") -> str:
+    """The type that is asked about: the one named, or the one that has labels; `field` is what names it."""
     if target is not None:
         if target not in graph.types:
             raise UserError(f"target {target!r} is not a node type; there are {', '.join(graph.types)}")
@@ -663,7 +663,7 @@ def target_of(graph: HeteroGraph, target: str | None) -> str:
     if len(graph.labelled) == 1:
         return graph.labelled[0]
     if graph.labelled:
-        choice = " or ".join(f"-s task.target={kind}" for kind in graph.labelled)
+        choice = " or ".join(f"-s {field}={kind}" for kind in graph.labelled)
         raise UserError(f"{', '.join(graph.labelled)} all have labels; say which is meant: {choice}")
     raise UserError(f"no node has a label (types: {', '.join(graph.types)}); add a column 'label' to one file of nodes/")
 

@@ -230,16 +230,7 @@ class HAN(HeteroNetwork):
 
     def chains(self, schema: Mapping[str, Any]) -> tuple[Chain, ...]:
         """The meta-paths, from the target to itself."""
-        target = schema["target"]
-        known = plan_of(schema)
-        if self.paths:
-            found = tuple(parse_path(text, known) for text in self.paths)
-            for text, chain in zip(self.paths, found, strict=True):
-                ends = chain_types(chain)
-                if (ends[0], ends[-1]) != (target, target):
-                    raise UserError(f"{self.name}.paths: {text!r} goes from {ends[0]} to {ends[-1]}; both ends must be {target}")
-            return found
-        return there_and_back(known.edge_types, target, doubled_of(schema))
+        return target_paths(self.name, self.paths, schema)
 
     def triples(self, schema: Mapping[str, Any]) -> Triples:
         known = plan_of(schema)
@@ -293,6 +284,17 @@ def plan_of(schema: Mapping[str, Any]) -> Plan:
     return Plan(tuple(schema["types"]), tuple(tuple(key) for key in schema["relations"]))  # type: ignore[misc]
 
 
+def target_paths(name: str, paths: Sequence[str], schema: Mapping[str, Any]) -> tuple[Chain, ...]:
+    """The meta-paths that a method is given, from the target to itself; where it is given none, there and back."""
+    target, known = schema["target"], plan_of(schema)
+    found = tuple(parse_path(text, known) for text in paths)
+    for text, chain in zip(paths, found, strict=True):
+        ends = chain_types(chain)
+        if (ends[0], ends[-1]) != (target, target):
+            raise UserError(f"{name}.paths: {text!r} goes from {ends[0]} to {ends[-1]}; both ends must be {target}")
+    return found or there_and_back(known.edge_types, target, doubled_of(schema))
+
+
 def there_and_back(relations: Sequence[Relation], target: str, doubled: Collection[Step] = ()) -> tuple[Chain, ...]:
     """Symmetric meta-paths of the target: through each step, and through each further one that leads to another type."""
     found: list[Chain] = []
@@ -340,7 +342,7 @@ class Metapath2vec(EmbeddingMethod):
         except ImportError:
             raise UserError("metapath2vec needs gensim: pip install 'latticework[walks]'") from None
         data, target = train.data, train.query.target
-        chains = HAN(paths=self.paths).chains(train.schema)
+        chains = target_paths(self.name, self.paths, train.schema)
         run.notes += unread_weights(data, (key for chain in chains for key, _ in chain))
         if not chains:
             raise UserError(f"metapath2vec: no relation touches {target}, so there is no meta-path to walk")

@@ -22,6 +22,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
+from pydantic import field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.utils import softmax
@@ -48,7 +49,9 @@ from latticework.data.hetero import (
     meta_paths,
     path_text,
     steps_from,
+    target_of,
     unread_weights,
+    whole_hetero,
 )
 from latticework.layers.attention import Edges, attend
 from latticework.layers.propagation import WeakCache
@@ -710,11 +713,17 @@ class MetaRelations(Probe):
     split: str = setting("random", "the split that it is fitted on")
     target: str | None = setting(None, "the node type that is classified; left out: the one that has labels")
 
+    @field_validator("split", mode="before")
+    @classmethod
+    def _as_text(cls, given: Any) -> Any:
+        return str(given) if isinstance(given, int) and not isinstance(given, bool) else given
+
     def measure(self, data: Dataset | None, run: Run) -> Findings:
         from .hetero_tasks import HeteroNodeClassification
 
         if data is None:
             raise UserError("meta-relations needs a heterogeneous graph")
-        task = HeteroNodeClassification(target=self.target, split=self.split).for_data(data)
-        model = run.model(Ref(method=self.latte, task=task, data=data), data.whole())
+        target = target_of(data.read(), self.target, "target")
+        task = HeteroNodeClassification(target=target, split=self.split).for_data(data)
+        model = run.model(Ref(method=self.latte, task=task, data=data), whole_hetero(data.read(), target))
         return model.explain(task.fold(data, task.plan(data, 1)[0][0]).test.blind())

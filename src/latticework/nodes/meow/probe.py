@@ -14,6 +14,7 @@ from latticework.core.result import Findings
 from latticework.core.run import Run
 from latticework.core.svg import lines
 from latticework.core.value import setting
+from latticework.data.hetero import target_of
 from latticework.layers.contrastive import weighted_info_nce
 
 from .losses import cluster_weights
@@ -54,7 +55,8 @@ class NegativePush(Probe):
     def measure(self, data: Any, run: Run) -> Findings:
         if data is None:
             raise UserError("negative-push needs a heterogeneous graph")
-        part = data.whole(self.target)
+        read = data.read()
+        part = data.whole(target_of(read, self.target, "target") if self.target or read.labelled else None)
         target, method = part.query.target, self.encoder
         n = int(part.data[target].num_nodes)
         method.but(weights=True).ready(n, target)
@@ -74,8 +76,7 @@ class NegativePush(Probe):
             "largest difference from autograd": _difference(coarse[:CHECKED], fine[:CHECKED], method, found),
             "push on the nearest negative over the mean push": _ratio(similarity, plain, negative),
         }
-        read = data.read()
-        labels = read.y.get(target) if hasattr(read, "y") else None
+        labels = read.y.get(target)
         same = None
         if labels is not None and bool((labels >= 0).any()):
             y = torch.from_numpy(labels)
