@@ -198,6 +198,36 @@ def test_pyg_data_and_back() -> None:
         open_data(data)
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda d: setattr(d["a"], "y", [0, 1]), r"y of 'a' is \[2\]; it has 3 nodes"),
+        (lambda d: setattr(d["a"], "x", [1.0, 2.0, 3.0]), r"x of 'a' is \[3\]; \[3, features\] is read"),
+        (lambda d: d["a", "to", "b"].pop("edge_index"), r"relation a-to-b has no edge_index \(edge_weight\)"),
+        (lambda d: setattr(d["a", "to", "b"], "edge_weight", [1.0]), "a-to-b has 2 edges and 1 weights"),
+        (lambda d: setattr(d["a", "to", "b"], "edge_weight", [1.0, -2.0]), "from '2' to '0' has weight -2"),
+        (lambda d: setattr(d["a", "to", "b"], "edge_weight", [float("nan"), 1.0]), "from '0' to '1' has weight nan"),
+    ],
+)
+def test_a_broken_pyg_object(change: Callable[[Any], Any], says: str) -> None:
+    """What a file may not hold, an object may not either."""
+    import torch
+    from torch_geometric.data import HeteroData
+
+    data = HeteroData()
+    data["a"].x, data["a"].y = torch.eye(3), torch.tensor([0, 1, -1])
+    data["a"].num_nodes, data["b"].num_nodes = 3, 2
+    data["a", "to", "b"].edge_index, data["a", "to", "b"].edge_weight = torch.tensor([[0, 2], [1, 0]]), torch.ones(2)
+    assert open_data(data).read().weights["a", "to", "b"].tolist() == [1, 1]
+    change(data)
+    for store in data.stores:
+        for name, value in list(store.items()):
+            if isinstance(value, list):
+                store[name] = torch.tensor(value)
+    with pytest.raises(UserError, match=says):
+        open_data(data)
+
+
 @pytest.mark.parametrize("name", ["hetero-blocks", "without-relation(of=hetero-blocks; relation=at)"])
 def test_batteries(name: str) -> None:
     check_data(name)

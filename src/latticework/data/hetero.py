@@ -249,6 +249,8 @@ def from_hetero_data(data: Any) -> HeteroGraph:
         n = int(store.num_nodes)
         ids[kind] = tuple(str(i) for i in range(n))
         if getattr(store, "x", None) is not None:
+            if store.x.ndim != 2 or len(store.x) != n:
+                raise UserError(f"x of {kind!r} is {list(store.x.shape)}; [{n}, features] is read, a row for each of its nodes")
             x[kind] = store.x.cpu().numpy().astype(np.float32)
             if not np.isfinite(x[kind]).all():
                 row = int(np.flatnonzero(~np.isfinite(x[kind]).all(1))[0])
@@ -260,6 +262,8 @@ def from_hetero_data(data: Any) -> HeteroGraph:
                 raise UserError(
                     f"y of {kind!r} is {list(found.shape)}: one class a node is read, int64 [n] with -1 where unknown"
                 )
+            if found.size != n:
+                raise UserError(f"y of {kind!r} is {list(found.shape)}; it has {n} nodes")
             y[kind] = found.reshape(-1).astype(np.int64)
             classes[kind] = tuple(str(c) for c in range(int(y[kind].max(initial=-1)) + 1))
         masks = [getattr(store, f"{word}_mask", None) for word in ("train", "val", "test")]
@@ -271,9 +275,13 @@ def from_hetero_data(data: Any) -> HeteroGraph:
             fixed[kind] = split
     relations, weights = {}, {}
     for key in data.edge_types:
+        if "edge_index" not in data[key]:
+            raise UserError(
+                f"relation {relation_text(key)} has no edge_index ({', '.join(data[key].keys())}); int64 [2, m] is read"
+            )
         relations[key] = data[key].edge_index.cpu().numpy().astype(np.int64)
         if getattr(data[key], "edge_weight", None) is not None:
-            weights[key] = data[key].edge_weight.cpu().numpy().astype(np.float32)
+            weights[key] = data[key].edge_weight.cpu().numpy().astype(np.float32).reshape(-1)
     return finish_hetero(HeteroGraph(types, ids, relations, weights, x, features, y, classes, fixed))
 
 
@@ -286,6 +294,8 @@ def finish_hetero(graph: HeteroGraph) -> HeteroGraph:
                 raise UserError(f"relation {relation_text(key)}: {kind!r} is no node type (there are {', '.join(graph.types)})")
             if len(end) and (end.min() < 0 or end.max() >= len(graph.ids[kind])):
                 raise UserError(f"relation {relation_text(key)} names a {kind} outside 0..{len(graph.ids[kind]) - 1}")
+        if key in graph.weights:
+            _check_weights(graph, key)
         if not len(u):
             notes.append(f"relation {relation_text(key)} has no edges")
         repeats = len(u) - len(distinct(u * max(len(graph.ids[key[2]]), 1) + v))
@@ -299,6 +309,20 @@ def finish_hetero(graph: HeteroGraph) -> HeteroGraph:
     elif without:
         notes.append("no node type has features")
     return replace(graph, notes=tuple(notes), _cache={})
+
+
+def _check_weights(graph: HeteroGraph, key: Relation) -> None:
+    """`UserError` that names the first weight which is not finite or negative, and where there are too few."""
+    weight, (u, v) = graph.weights[key], graph.relations[key]
+    if len(weight) != len(u):
+        raise UserError(f"relation {relation_text(key)} has {len(u)} edges and {len(weight)} weights")
+    bad = np.flatnonzero(~(np.isfinite(weight) & (weight >= 0)))
+    if len(bad):
+        here, there = graph.ids[key[0]][int(u[bad[0]])], graph.ids[key[2]][int(v[bad[0]])]
+        raise UserError(
+            f"relation {relation_text(key)}: the edge from {here!r} to {there!r} has weight {weight[bad[0]]:g} ({len(bad)} such); "
+            "weights are finite and at least 0"
+        )
 
 
 def keep_nodes(graph: HeteroGraph, kind: str, rows: Array) -> HeteroGraph:
