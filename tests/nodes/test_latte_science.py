@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+import latticework as lw
 from latticework.core.errors import UserError
 from latticework.core.run import Run
 from latticework.core.task import Part
-from latticework.data.hetero import HeteroGraph, chain_types, finish_hetero, keep_nodes
+from latticework.data.hetero import HeteroGraph, chain_types, finish_hetero, keep_nodes, whole_hetero
 from latticework.data.hetero_sets import HeteroBlocks, WithoutRelation
 from latticework.layers.attention import Edges
 from latticework.nodes.hetero_tasks import HeteroNodeClassification
@@ -54,8 +55,6 @@ def part_of(edges: dict[Any, Any], sizes: dict[str, int] = SIZES, target: str = 
             y={target: np.arange(sizes[target]) % 2}, classes={target: ("u", "v")},
         )
     )  # fmt: skip
-    from latticework.data.hetero import whole_hetero
-
     return whole_hetero(graph)
 
 
@@ -157,6 +156,19 @@ def test_the_budget_names_the_size_before_it_is_made() -> None:
 
 
 # -- attention ---------------------------------------------------------------------------------------------------------
+def test_the_budget_is_for_all_chains_whether_their_edges_follow_the_attention_or_not() -> None:
+    """A threshold that drops nothing joins the same pairs, so the same budgets are enough for them."""
+    graph = HeteroBlocks(authors=20, papers=30).read()
+    for layers in (2, 3):
+        every = composed_edges(whole_hetero(graph), layers, 10**9)
+        levels = meta_relations(tuple(graph.relations), layers)
+        total = sum(len(every[m]) for chain, m in number_chains(levels).items() if len(chain) > 1 and m in every)
+        for threshold in (0.0, 1e-30):
+            lw.fit("latte", graph, layers=layers, epochs=1, edge_threshold=threshold, edge_budget=total)
+            with pytest.raises(UserError, match="edge_budget"):
+                lw.fit("latte", graph, layers=layers, epochs=1, edge_threshold=threshold, edge_budget=total - 1)
+
+
 def test_attention_and_relation_weights_sum_to_one() -> None:
     part = part_of(random_edges(1))
     net = network(part)

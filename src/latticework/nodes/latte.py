@@ -324,16 +324,19 @@ class LATTE(nn.Module):
         """The layer's edges from the attention of the one before; the first layer's edges are the base relations."""
         chains = {m: chain for chain, m in self.numbers.items()}
         found = {}
+        left = self.budget - sum(len(a.edges) for seen in attention[1:] for a in seen.values())
         for m in layer.ends:
             chain = chains[m]
             before = attention[-1][self.numbers[chain[:-1]]]
             A = kept_edges(before.edges, before.weights.detach().amax(1), self.threshold)
             B = edges[self.numbers[chain[-1:]]].matrix()
-            if pairs_joined(A, B, self.budget) > self.budget and not self.sampling:
+            if not self.sampling and pairs_joined(A, B, max(left, 0)) > left:
                 raise UserError(
-                    f"{len(chain)} relations joined give more than {self.budget:,} edges; raise edge_budget or edge_threshold"
+                    f"latte: chains of {len(chain)} relations join more pairs than edge_budget {self.budget:,} in all, at "
+                    f"{'-'.join(chain_types(chain))}; use a larger -s edge_threshold or -s edge_budget, or -s edge_sampling=true"
                 )
             C = compose(A, B)
+            left -= C.nnz
             if self.sampling:
                 C = sampled_edges(C, min(A.nnz, B.nnz), generator if self.training else None)
             found[m] = Edges(C, str(before.logits.device))
