@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import networkx as nx
 import numpy as np
 import pytest
 
 from latticework.core.dataset import open_data
 from latticework.core.errors import UserError
+from latticework.core.evaluate import fit
+from latticework.core.grid import entry_of
 from latticework.core.task import Part
 from latticework.data.graph import Graph, local_homophily
+from latticework.data.graph_sets import GivenGraph
 from latticework.nodes.tasks import TEST, TRAIN, NodeClassification, Truth, homophily_halves, label_distances, upper_half
 from latticework.testing import check_task
 
@@ -100,3 +106,67 @@ def test_hops_to_the_nearest_train_node() -> None:
     task = NodeClassification().for_data(data)
     fold = task.fold(data, task.plan(data, 1)[0][0])
     assert (fold.test.truth.slices["hops to a train node"][0] >= 1).all()  # no test node is a train node
+
+
+# -- what a user asks that cannot be ---------------------------------------------------------------------------------------
+def test_a_model_for_use_trains_where_the_nodes_to_predict_are_the_test_nodes(make_blocks: Any) -> None:
+    graph = make_blocks()
+    fixed = (np.arange(graph.nodes) % 4).clip(0, 2).astype(np.int8)
+    y = np.where(fixed == TEST, -1, graph.y)
+    data = GivenGraph.hold(replace(graph, y=y, fixed=fixed, _cache={}))
+    task = NodeClassification().for_data(data)
+    model, _ = fit(entry_of("majority"), data, task)
+    assert model.schema["classes"] == list(graph.classes)
+    parts = task.fold(data, task.final(data))
+    assert parts.train.query.rows.tolist() == np.flatnonzero(fixed == TRAIN).tolist() and parts.valid is not None
+    with pytest.raises(UserError, match="the test part of split fixed has no labelled node"):
+        task.fold(data, "fixed")  # nothing to judge by
+    judged = GivenGraph.hold(replace(graph, fixed=fixed, _cache={}))
+    assert NodeClassification().final(judged) == "fixed"
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"train": 0.6, "valid": 0.4}, "task.train=0.6 and task.valid=0.4 leave none"),
+        ({"per_class": 500}, "task.per_class=500 and task.valid_per_class=30 leave no class any"),
+        ({"protocol": "folds", "valid": 0.999}, "task.valid=0.999 of 27 nodes leaves none to train"),
+    ],
+)
+def test_shares_that_leave_nothing(fields: dict[str, Any], says: str) -> None:
+    data = open_data("karate")
+    task = NodeClassification(**{"protocol": "random", **fields}).for_data(data)
+    with pytest.raises(UserError, match=says):
+        task.fold(data, task.plan(data, 1)[0][0])
+
+
+def test_a_small_validation_part_of_many_classes() -> None:
+    data = open_data("digits-knn")
+    task = NodeClassification(protocol="folds", valid=0.002).for_data(data)
+    valid = task.fold(data, "folds-0").valid
+    assert valid is not None and len(valid.query.rows) == 3  # of ten classes
+
+
+def test_several_labels_a_node(make_blocks: Any) -> None:
+    graph = make_blocks(n=12)
+    data = GivenGraph.hold(replace(graph, y=np.eye(3, dtype=bool)[graph.y], _cache={}))
+    with pytest.raises(UserError, match="12 nodes have labels, and there are 20 folds"):
+        NodeClassification(protocol="folds", folds=20).for_data(data).fold(data, "folds-0")
+    with pytest.raises(UserError, match="per_class needs one label a node"):
+        NodeClassification(protocol="random", per_class=2).for_data(data).fold(data, "random-0")
+
+
+@pytest.mark.parametrize("name", ["bogus", "random", "random-x", "given--1", "folds-1.5", "fixed-1"])
+def test_names_of_splits(name: str) -> None:
+    with pytest.raises(UserError, match=f"no split is called '{name}'"):
+        data = open_data("karate")
+        NodeClassification().for_data(data).fold(data, name)
+
+
+def test_splits_that_the_data_do_not_bring(make_blocks: Any) -> None:
+    graph = make_blocks()
+    data = GivenGraph.hold(replace(graph, splits=np.tile((np.arange(graph.nodes) // 7 % 3).astype(np.int8), (2, 1)), _cache={}))
+    task = NodeClassification().for_data(data)
+    assert len(task.fold(data, "given-1").test.query.rows)
+    with pytest.raises(UserError, match="split given-2: the data bring 2, given-0 to given-1"):
+        task.fold(data, "given-2")

@@ -6,6 +6,8 @@ are asked for, so accuracy, F1 and ROC-AUC come from the same answer.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -250,7 +252,12 @@ class NodeClassification(NodeAnswers):
         return truth.y if self.true_counts else None
 
     def final(self, data: Dataset) -> str:
-        return "fixed" if self.for_data(data).protocol == "fixed" else "all-0"
+        if self.for_data(data).protocol != "fixed":
+            return "all-0"
+        graph: Graph = data.read()
+        if graph.fixed is None or (graph.labelled & (graph.fixed == TEST)).any():
+            return "fixed"
+        return "all-fixed"  # the same nodes train; the test nodes without labels are those that the model is to predict
 
     def overlap(self, data: Dataset) -> float | None:
         task = self.for_data(data)
@@ -262,13 +269,17 @@ class NodeClassification(NodeAnswers):
     def split(self, graph: Graph, fold: str) -> Array:
         """int8 [n]: 0 train, 1 valid, 2 test, -1 neither."""
         kind, _, number = fold.partition("-")
-        if kind == "fixed":
+        if not re.fullmatch(r"fixed|all-fixed|(given|random|folds|all)-\d+", fold):
+            raise UserError(f"no split is called {fold!r}; use fixed, or given-0, random-0, folds-0 and so on")
+        if "fixed" in (kind, number):
             if graph.fixed is None:
                 raise UserError("the data have no fixed split; use -s task.protocol=random")
             split = graph.fixed.copy()
         elif kind == "given":
             if graph.splits is None:
                 raise UserError("the data bring no splits; use -s task.protocol=random")
+            if int(number) >= len(graph.splits):
+                raise UserError(f"split {fold}: the data bring {len(graph.splits)}, given-0 to given-{len(graph.splits) - 1}")
             split = graph.splits[int(number)].copy()
         elif kind == "folds":
             split = self._fold(graph, int(number))
@@ -288,12 +299,19 @@ class NodeClassification(NodeAnswers):
         kinds = KFold if strata is None else StratifiedKFold
         if strata is not None and np.bincount(strata).max() < self.folds:
             raise UserError(f"no class has {self.folds} labelled nodes, as many as there are folds; use -s task.folds=2")
+        if len(nodes) < self.folds:
+            raise UserError(f"{len(nodes)} nodes have labels, and there are {self.folds} folds; use -s task.folds=2")
         cut = kinds(self.folds, shuffle=True, random_state=draw)
         rest, test = list(cut.split(nodes, strata))[place]
         split = np.full(graph.nodes, -1, np.int8)
         split[nodes[test]], split[nodes[rest]] = TEST, TRAIN
         if self.valid:
+            asked = math.ceil(self.valid * len(rest))
+            if asked >= len(rest):
+                raise UserError(f"task.valid={self.valid:g} of {len(rest)} nodes leaves none to train; use a smaller share")
             alike = None if strata is None or np.bincount(strata[rest])[np.unique(strata[rest])].min() < 2 else strata[rest]
+            if alike is not None and min(asked, len(rest) - asked) < len(np.unique(alike)):
+                alike = None  # too few nodes to hold one of each class
             held = train_test_split(rest, test_size=self.valid, random_state=number, stratify=alike)[1]
             split[nodes[held]] = VALID
         return split
@@ -352,7 +370,7 @@ class NodeClassification(NodeAnswers):
         ]
         for word, part in (("train", parts[0]), ("test", parts[2])):
             if not len(part.query.rows) and not (word == "test" and name.startswith("all")):
-                raise UserError(f"the {word} part of split {name} has no labelled node; label some, or use task.protocol=random")
+                raise UserError(f"the {word} part of split {name} has no labelled node; {task._remedy(name)}")
         seen = parts[0].truth.y
         found = seen.any(1).sum() if graph.multi_label else len(np.unique(seen))
         if found < 2 and not graph.multi_label:
@@ -360,12 +378,23 @@ class NodeClassification(NodeAnswers):
             raise UserError(f"the train part of split {name} holds one class only ({only!r}); two are needed")
         return Fold(parts[0], parts[1] if len(parts[1].query.rows) else None, parts[2])
 
+    def _remedy(self, name: str) -> str:
+        """What to do about a part that came out empty."""
+        if name.startswith("random") and self.per_class:
+            taken = f"task.per_class={self.per_class} and task.valid_per_class={self.valid_per_class}"
+            return f"{taken} leave no class any; use smaller numbers"
+        if name.startswith("random") and self.train + self.valid >= 1:
+            return f"task.train={self.train:g} and task.valid={self.valid:g} leave none; shares must add up to less than 1"
+        return "label some, or use task.protocol=random"
+
     def check(self, graph: Graph) -> None:
         """Errors before any training, where fields do not fit the data."""
         if self.labels == "single" and graph.multi_label:
             raise UserError("the data have several labels a node; use -s task.labels=multi")
         if self.labels == "multi" and not graph.multi_label:
             raise UserError("the data have one label a node; use -s task.labels=single")
+        if self.per_class and graph.multi_label and self.protocol == "random":
+            raise UserError("per_class needs one label a node: with several a node counts for many classes; use task.train")
 
     def _part(self, graph: Graph, index: Array, schema: Mapping[str, Any], slices: Any) -> Part:
         assert graph.y is not None
