@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,29 @@ def test_decay_is_decoupled() -> None:
             net(torch.ones(1, 3)).square().sum().backward()
             optimiser.step()
     assert torch.equal(a.weight, b.weight)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_directions_that_differ_in_weight_or_number_are_taken_both_ways(weighted: bool, make_blocks: Any) -> None:
+    graph = make_blocks()
+    if weighted:
+        weight = np.arange(1, graph.edge_index.shape[1] + 1, dtype=np.float32)
+        graph = replace(graph, weight=weight, _cache={})
+    else:  # some edges stand twice, one way only
+        graph = replace(graph, edge_index=np.concatenate([graph.edge_index, graph.edge_index[:, :5]], 1), _cache={})
+    assert not graph.directed
+    data = open_data(graph)
+    fold = task_of("node-classification").for_data(data).fold(data, "random-0")
+    written = np.zeros((graph.nodes, graph.nodes))
+    np.add.at(written, tuple(graph.edge_index), 1.0 if graph.weight is None else graph.weight)
+    A = np.maximum(written, written.T)
+    assert not np.array_equal(A, written)
+    assert np.array_equal(entry_of("linkx").inputs(fold.train, "cpu")[1].to_scipy().toarray(), A)
+    A = A + np.eye(len(A))
+    root = 1 / np.sqrt(A.sum(1))
+    for name in ("gcn", "dagnn", "appnp"):
+        S = entry_of(name).inputs(fold.train, "cpu")[1].to_scipy().toarray()
+        np.testing.assert_allclose(S, root[:, None] * A * root, rtol=1e-6)
 
 
 def test_one_way_neighbours_are_those_that_edges_lead_to(make_blocks: Any) -> None:

@@ -142,6 +142,6 @@ class LINKXMethod(NodeNetwork):
         edges = data.edge_index if self.symmetrise else data.edge_index.flip(0)  # rows of the operator are targets
         A = normalised_adjacency(
             edges, int(data.num_nodes), data.edge_weight, kind="none", self_loops=False,
-            undirected=self.symmetrise and bool(data.directed), owner=data if self.symmetrise else None,
+            undirected=self.symmetrise, owner=data if self.symmetrise else None,
         )  # fmt: skip
         return features_of(part, device, self.row_normalise), A if device == "cpu" else A.to_torch(device)

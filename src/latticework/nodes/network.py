@@ -234,11 +234,12 @@ def settle(method: NodeNetwork, train: Part, valid: Part | None) -> tuple[Part, 
 
 
 def operator_of(part: Part, **how: Any) -> SparseOperator:
-    """The normalised adjacency of a part's graph, symmetrised where the graph is directed; kept with the graph."""
+    """The normalised adjacency of a part's graph, symmetrised; kept with the graph.
+
+    Where every edge has its reverse, the two may still differ: in weight, or in how often they are written.
+    """
     data = part.data
-    return normalised_adjacency(
-        data.edge_index, int(data.num_nodes), data.edge_weight, undirected=bool(data.directed), owner=data, **how
-    )
+    return normalised_adjacency(data.edge_index, int(data.num_nodes), data.edge_weight, undirected=True, owner=data, **how)
 
 
 def device_of(net: nn.Module) -> str:
