@@ -142,6 +142,39 @@ def test_bootstrap_interval() -> None:
     assert low is not None and low[0] == pytest.approx(spread, abs=1e-10)
 
 
+@pytest.mark.parametrize("form", ["density-free", "literal"])
+def test_replicates_of_one_class_are_left_out(form: str) -> None:
+    A, labels = random_arcs(20, 0.15, 0), np.eye(1, 20, dtype=int)[0]
+    drawn = np.random.default_rng(1).multinomial(20, np.full(20, 1 / 20), size=200)
+    both = (drawn[:, 0] > 0) & (drawn[:, 0] < 20)
+    assert 50 < both.sum() < 150
+    interval = amud(A, labels, form, bootstrap=200, rng=np.random.default_rng(1)).interval  # type: ignore[arg-type]
+    # a replicate is the score of the nodes with repeats; copies of one node are not a pair
+    scores = []
+    for counts in drawn[both]:
+        e, s, w = [], [], []
+        patterns = [links(A, name) for name in ("AA", "AAT", "ATA")]
+        for u in np.flatnonzero(counts):
+            for v in np.flatnonzero(counts):
+                if u != v:
+                    e.append([p[u, v] for p in patterns])
+                    s.append(labels[u] == labels[v])
+                    w.append(counts[u] * counts[v])
+        link, agree, weight = np.array(e, float), np.array(s, float), np.array(w, float)
+        p_s = np.average(agree, weights=weight)
+        squares = []
+        for column in link.T:
+            p_e, p_es = np.average(column, weights=weight), np.average(column * agree, weights=weight)
+            if form == "literal":
+                spread = p_e * (1 - p_e) * p_s * (1 - p_s)
+                squares.append((p_es - p_e * p_s) ** 2 / spread if spread else 0.0)
+            else:
+                squares.append(((p_es / p_e - p_s) / (1 - p_s)) ** 2 if p_e else 0.0)
+        gaps = [(squares[i] - squares[j]) ** 2 for i in range(3) for j in range(i + 1, 3)]
+        scores.append(np.sqrt(np.mean(gaps)) / max(squares) if max(squares) >= 1e-12 else 0.0)
+    assert interval == pytest.approx(tuple(np.percentile(scores, [2.5, 97.5])))
+
+
 def test_planted_cycles_are_directed_and_random_directions_are_not() -> None:
     """20 seeds. All arcs run round the cycle, or the same graph has random directions."""
     for seed in range(20):

@@ -308,7 +308,8 @@ def _statistics(
     deviation = np.sqrt(density * (1 - density) * (square - chance**2))
     r = np.where(deviation == 0, 0.0, (agreeing / pairs - density * chance) / deviation)
     kappa = np.where(linked == 0, 0.0, (agreeing / linked - chance) / (1 - chance))
-    return r, np.where(np.isclose(chance, 1.0, rtol=0, atol=1e-12), np.nan, kappa)
+    alike = np.isclose(chance, 1.0, rtol=0, atol=1e-12)  # one class only: neither is defined
+    return np.where(alike, np.nan, r), np.where(alike, np.nan, kappa)
 
 
 def _spread(R2: np.ndarray) -> np.ndarray:
