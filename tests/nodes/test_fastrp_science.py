@@ -254,6 +254,9 @@ def test_kept_orders_can_be_merged_again() -> None:
         before = [U.copy() for U in kept]
         assert np.array_equal(merge_orders(kept, weights), fastrp(A, 8, weights, seed=2))
         assert all(np.array_equal(a, b) for a, b in zip(before, kept, strict=True))
+    for weights in ((1.0,), (0, 1, 1), (1,) * 5):
+        with pytest.raises(ValueError, match=f"{len(weights)} weights, but"):
+            merge_orders(kept, weights)
     gaussian = projection_matrix(40, 8, seed=2, kind="gaussian")
     copy = gaussian.copy()
     list(orders(P, scale, gaussian, 2))

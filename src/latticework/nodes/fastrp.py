@@ -308,8 +308,11 @@ def merge_orders(
     kept = int(np.count_nonzero(weights))
     out: Array | None = None
     seen, place = 0, 0
-    for u, weight in zip(U, weights, strict=False):
+    for u in U:
         seen += 1
+        if seen > len(weights):
+            raise ValueError(f"{len(weights)} weights, but more orders")
+        weight = weights[seen - 1]
         if weight == 0:
             continue
         n, dim = u.shape
