@@ -357,6 +357,13 @@ def test_names_of_orbits() -> None:
         assert all(read_orbit(form) == orbit for form in forms)
     assert read_orbits("all") == ORBITS and read_orbits("2:1-1,3:4-4,2:1-1") == ((2, 1, 1), (3, 4, 4))
     assert read_orbits(["1:0-0", "1:3-3"]) == ((1, 0, 0), (1, 3, 3)) == read_orbits(((1, 0, 0), (1, 3, 3)))
+    rows = np.array([[2, 1, 1], [3, 4, 4]])
+    for several in (rows, rows.astype(np.int32), list(rows), [tuple(row) for row in rows], tuple(tuple(row) for row in rows)):
+        assert read_orbits(several) == ((2, 1, 1), (3, 4, 4))
+    assert read_orbit(rows[0]) == read_orbit(tuple(rows[0])) == (2, 1, 1)
+    path = np.eye(3, k=1) + np.eye(3, k=-1)
+    assert set(orbit_adjacencies(path, rows)) == set(orbit_adjacencies(path, "2:1-1,3:4-4")) == {(2, 1, 1), (3, 4, 4)}
+    assert set(orbit_adjacencies(path, "all")) == set(ORBITS)
     for wrong in ("2:1-2", "1:10-12", "4:4-4", "1-1", "", "hub", (2, 1), "2:1-1:3", None, 7):
         with pytest.raises(ValueError, match=r"one of 1:0-0, 1:1-2, .*, 3:4-4"):
             read_orbits(wrong)

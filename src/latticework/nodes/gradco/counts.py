@@ -71,9 +71,10 @@ def read_orbits(given: Any) -> tuple[Orbit, ...]:
 
     ``ValueError`` for anything else, listing the 28.
     """
-    if given == "all":
+    if isinstance(given, str) and given == "all":
         return ORBITS
-    text = str(list(given) if isinstance(given, tuple) else given)
+    # numpy's integers and arrays are written with their type, whose digits are none of an orbit's
+    text = re.sub(r"np\.u?int\d+|array|dtype=u?int\d+", "", str(list(given) if isinstance(given, tuple) else given))
     numbers = [int(d) for d in re.findall(r"\d+", text)]
     found = [tuple(numbers[i : i + 3]) for i in range(0, len(numbers), 3)]
     strange = re.sub(r"[\d:,\-()\[\]'\"\s]", "", text) != "" or not found
@@ -331,12 +332,12 @@ class OrbitCounts:
         return sp.csr_array(total)
 
 
-def orbit_adjacencies(A: Any, orbits: Iterable[Orbit] = ORBITS, limit: int | None = None) -> dict[Orbit, sp.csr_array]:
+def orbit_adjacencies(A: Any, orbits: Iterable[Orbit] | str = ORBITS, limit: int | None = None) -> dict[Orbit, sp.csr_array]:
     """The orbit adjacency matrices of an undirected simple graph: (distance, orbit of i, orbit of j) -> int64 CSR [n, n].
 
     ``A`` sparse or dense [n, n], 0/1, symmetric, no diagonal. Row = first orbit; ``(h, b, a)`` is the transpose of
-    ``(h, a, b)``; entries are exact, positive, and the diagonal is empty. ``limit`` bytes as in :meth:`OrbitCounts.matrices`.
+    ``(h, a, b)``; orbits as :func:`read_orbits` takes them; entries are exact, positive, and the diagonal is empty. ``limit`` bytes as in :meth:`OrbitCounts.matrices`.
     Errors: ``ValueError`` as :func:`simple_graph` and :func:`read_orbit`.
     Source: arXiv 2405.14194, definition of orbit adjacency.
     """
-    return OrbitCounts(A).matrices([read_orbit(o) for o in orbits], limit)
+    return OrbitCounts(A).matrices(read_orbits(orbits) if isinstance(orbits, str) else [read_orbit(o) for o in orbits], limit)
