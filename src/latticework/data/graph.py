@@ -471,9 +471,14 @@ def _both_ways(graph: Graph) -> Graph:
 
 
 # -- what a graph is like ------------------------------------------------------------------------------------------------
+def joined(edge_index: Any, weight: Any) -> Any:
+    """The columns of an edge index [2, m], an array or a tensor, whose weight [m] is not 0; all of them without weights."""
+    return edge_index if weight is None else edge_index[:, weight != 0]
+
+
 def undirected_pairs(graph: Graph) -> np.ndarray[Any, Any]:
-    """int64 [2, k]: each joined pair once, without loops."""
-    u, v = graph.edge_index
+    """int64 [2, k]: each joined pair once, without loops; an edge of weight 0 joins nothing."""
+    u, v = joined(graph.edge_index, graph.weight)
     low, high = np.minimum(u, v), np.maximum(u, v)
     keys = distinct((low * graph.nodes + high)[low != high])
     return np.stack([keys // graph.nodes, keys % graph.nodes])
@@ -504,7 +509,8 @@ def facts(graph: Graph) -> dict[str, Any]:
 
     degree = degrees(graph)
     u, v = graph.edge_index
-    adjacency = coo_array((np.ones(len(u), bool), (u, v)), shape=(graph.nodes, graph.nodes)).tocsr()
+    a, b = joined(graph.edge_index, graph.weight)
+    adjacency = coo_array((np.ones(len(a), bool), (a, b)), shape=(graph.nodes, graph.nodes)).tocsr()
     found: dict[str, Any] = {
         "nodes": graph.nodes,
         "edges as written": len(u),
@@ -544,13 +550,16 @@ def split_sizes(split: np.ndarray[Any, Any] | None) -> Any:
 def schema_of(graph: Graph) -> dict[str, Any]:
     """What a model keeps of the graph it was fitted on."""
     u, v = graph.edge_index
+    marks: list[Any] = [graph.nodes, len(u), edge_sum(u, v), list(graph.ids[:5])]
+    if graph.weight is not None and bool((graph.weight != 1).any()):
+        marks.append(edge_sum(np.ascontiguousarray(graph.weight, np.float32).view(np.uint32), v))
     return {
         "classes": list(graph.classes),
         "features": list(graph.features),
         "multi": graph.multi_label,
         "directed": graph.directed,
         "nodes": graph.nodes,
-        "graph": digest_of([graph.nodes, len(u), edge_sum(u, v), list(graph.ids[:5])])[:16],
+        "graph": digest_of(marks)[:16],
         "bags": bags_of(graph),
     }
 

@@ -34,6 +34,7 @@ from latticework.core.run import Run
 from latticework.core.svg import bars
 from latticework.core.task import Part, Task
 from latticework.core.value import setting
+from latticework.data.graph import joined
 from latticework.layers.directed import adjacency, directed_patterns, normalise_patterns, row_blocks
 from latticework.layers.propagation import SparseOperator
 from latticework.layers.sparse_features import FeatureLinear, SparseFeatures, compact
@@ -592,7 +593,8 @@ class ADPAMethod(NodeNetwork):
     """Attention over directed patterns of a graph and over hops, on features that are propagated once.
 
     ``direction=auto`` asks AMUD (density-free form, on the train labels of this fold alone) whether to keep the arcs'
-    direction; where the train labels cannot say (one class, no arcs) the graph is symmetrised. The published protocol:
+    direction; where the train labels cannot say (one class, no arcs) the graph is symmetrised. Arcs count alike whatever
+    their weight, one of weight 0 is none. The published protocol:
     Adam, at most 500 epochs, 50 without a better validation accuracy.
     """
 
@@ -636,7 +638,7 @@ class ADPAMethod(NodeNetwork):
             return "undirected", {}
         labels[train.query.rows] = y
         try:
-            found = amud(adjacency(train.data.edge_index.numpy(), len(labels)), labels)
+            found = amud(adjacency(_arcs(train), len(labels)), labels)
         except ValueError as reason:
             run.notes.append(f"AMUD cannot say ({reason}): the graph is symmetrised")
             return "undirected", {}
@@ -651,12 +653,17 @@ class ADPAMethod(NodeNetwork):
         n = int(part.data.num_nodes)
         x = features_of(part, "cpu", self.row_normalise)
         dense = x.dense() if isinstance(x, SparseFeatures) else x
-        A = adjacency(part.data.edge_index.numpy(), n)
+        A = adjacency(_arcs(part), n)
         patterns = directed_patterns(A, directed=part.schema["direction"] == "directed", cap=self.cap or None)
         cache = propagate_patterns(normalise_patterns(patterns, self.r), dense, self.hops, self.hop_weight)
         if device == "cpu":
             return (compact_cache(cache),)
         return (tuple(tuple(state.to(device) for state in states) for states in cache),)
+
+
+def _arcs(part: Part) -> np.ndarray:
+    """int64 [2, m]: the arcs of a part's graph; weights say no more than whether an arc is there."""
+    return np.asarray(joined(part.data.edge_index, part.data.edge_weight).numpy())
 
 
 class AMUDProbe(Probe):
@@ -697,8 +704,9 @@ class AMUDProbe(Probe):
             profile = labels
         try:
             found = amud(
-                adjacency(graph.edge_index, graph.nodes), profile, self.form, bootstrap=self.bootstrap, rng=run.rng("bootstrap")
-            )
+                adjacency(joined(graph.edge_index, graph.weight), graph.nodes), profile, self.form,
+                bootstrap=self.bootstrap, rng=run.rng("bootstrap"),
+            )  # fmt: skip
         except ValueError as reason:
             raise UserError(f"AMUD cannot be computed: {reason}") from None
         rows = [

@@ -22,6 +22,7 @@ from latticework.core.method import Method, Model, Predictor
 from latticework.core.run import Run
 from latticework.core.task import Part, Task
 from latticework.core.value import setting
+from latticework.data.graph import joined
 from latticework.layers.attention import Edges, attend, attention_weights
 from latticework.layers.propagation import SparseOperator, WeakCache, adjacency
 from latticework.layers.sparse_features import FeatureLinear, SparseFeatures
@@ -400,11 +401,12 @@ class GAT(Convolution):
 
 
 def edges_of(part: Part, device: str) -> Edges:
-    """A part's edges in both directions, without repeats, and a loop at each node; kept with its graph."""
+    """A part's edges in both directions, without repeats and those of weight 0, and a loop at each node; kept with its graph."""
     data = part.data
 
     def make() -> Edges:
-        return Edges(adjacency(data.edge_index, int(data.num_nodes), undirected=True, self_loops=True), device)
+        index = joined(data.edge_index, data.edge_weight)
+        return Edges(adjacency(index, int(data.num_nodes), undirected=True, self_loops=True), device)
 
     found: Edges = _kept.get(data, ("edges", device), make)
     return found

@@ -33,7 +33,7 @@ from latticework.core.svg import lines
 from latticework.core.task import Part, Task
 from latticework.core.training import Watch, train
 from latticework.core.value import setting
-from latticework.data.graph import Graph, Nodes, local_homophily
+from latticework.data.graph import Graph, Nodes, joined, local_homophily
 from latticework.layers.propagation import adjacency
 
 from .network import NodeModel, NodeNetwork, asked_of, backbones_with, loss_of, watching
@@ -287,7 +287,7 @@ class HEIModel(Model):
         known = np.zeros(n, bool)
         known[self.rows.numpy()] = True
         labels[known] = self.y.numpy()
-        edges = part.data.edge_index.numpy()
+        edges = joined(part.data.edge_index, part.data.edge_weight).numpy()
         local = local_homophily(Graph(edges, part.query.ids, y=labels))
         groups = {
             "labelled nodes": local[known & np.isfinite(local)],
@@ -375,7 +375,8 @@ class HEI(Method):
             raise UserError("hei reads node features, and the nodes have none")
         similarity: Similarity = "cos" if self.similarity == "cos" else "norm2"
         try:
-            return neighbour_pattern(part.data.x.numpy(), part.data.edge_index.numpy(), similarity, self.symmetrise)
+            edges = joined(part.data.edge_index, part.data.edge_weight).numpy()
+            return neighbour_pattern(part.data.x.numpy(), edges, similarity, self.symmetrise)
         except ValueError as reason:
             raise UserError(f"hei: {reason}") from None
 

@@ -25,7 +25,7 @@ from latticework.core.run import Run
 from latticework.core.svg import bars, lines
 from latticework.core.task import Task
 from latticework.core.value import setting
-from latticework.data.graph import Graph, local_homophily, undirected_pairs
+from latticework.data.graph import Graph, joined, local_homophily, undirected_pairs
 
 from .hei import neighbour_pattern
 from .tasks import upper_half
@@ -155,7 +155,7 @@ class HomophilyProbe(Probe):
         if graph.x is None:
             return {"z": "the nodes have no features, from which it is made"}
         try:
-            z = neighbour_pattern(graph.x, graph.edge_index, self.similarity)
+            z = neighbour_pattern(graph.x, joined(graph.edge_index, graph.weight), self.similarity)
         except ValueError as reason:
             raise UserError(f"homophily: {reason}") from None
         rows = rows[np.isfinite(local[rows])]

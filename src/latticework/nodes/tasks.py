@@ -26,7 +26,7 @@ from latticework.core.result import Metric, Score
 from latticework.core.run import Run
 from latticework.core.task import Fold, Part, Query, Task
 from latticework.core.value import Value, setting
-from latticework.data.graph import Graph, Nodes, degrees, local_homophily, schema_of
+from latticework.data.graph import Graph, Nodes, degrees, joined, local_homophily, schema_of
 from latticework.data.table import matched_columns
 
 Array = NDArray[Any]
@@ -488,7 +488,7 @@ def label_distances(graph: Graph, labelled: Array) -> dict[str, tuple[Array, tup
     """Nodes by their hops to the nearest labelled one of training, against edges too; for the judge alone."""
     if not len(labelled):
         return {}
-    u, v = graph.edge_index
+    u, v = joined(graph.edge_index, graph.weight)
     A = sp.csr_array((np.ones(len(u)), (u, v)), shape=(graph.nodes, graph.nodes))
     hops = dijkstra(A, directed=False, indices=labelled, unweighted=True, min_only=True)
     return {"hops to a train node": (np.minimum(hops, 6).astype(np.int64), ("0", "1", "2", "3", "4", "5", "6 or more, or none"))}

@@ -19,6 +19,7 @@ from latticework.core.svg import bars
 from latticework.core.task import Part, Task
 from latticework.core.training import train
 from latticework.core.value import setting
+from latticework.data.graph import joined
 from latticework.layers.propagation import adjacency
 
 from ..baselines import GCN
@@ -173,7 +174,7 @@ def _groups(degree: Array) -> list[tuple[str, Array]]:
 
 def degrees_of(part: Part) -> Array:
     """int64 [n]: different neighbours of each node, in either direction, itself aside."""
-    A = adjacency(part.data.edge_index, int(part.data.num_nodes), undirected=True)
+    A = adjacency(joined(part.data.edge_index, part.data.edge_weight), int(part.data.num_nodes), undirected=True)
     return np.asarray(np.diff(A.indptr) - (A.diagonal() != 0), np.int64)
 
 
