@@ -26,7 +26,7 @@ from latticework.core.tuning import Tuned
 from latticework.data.graph import Graph, finish, write_graph
 from latticework.data.graph_sets import GivenGraph
 from latticework.layers import memory
-from latticework.nodes.gradco.counts import ORBITS, orbit_adjacencies, orbit_name
+from latticework.nodes.gradco.counts import DEGREE_ORBITS, ORBITS, OrbitCounts, orbit_adjacencies, orbit_name
 from latticework.nodes.gradco.method import DISTINCT, Gradco, GradcoModel, simple_adjacency
 from latticework.nodes.gradco.probe import CsrFile, OrbitAdjacencies
 from latticework.testing import check_method, check_probe
@@ -254,6 +254,18 @@ def test_some_orbits_and_no_folder(tmp_path: Path) -> None:
     found = probe(None, orbits="2:1-1,3:4-4")
     assert [row["orbits"] for row in found.tables["orbit adjacencies"]] == ["2:1-1", "3:4-4"] and not found.files
     assert "graphlets: path of four" not in found.scalars and found.scalars["disk at most, MB"] == 0
+
+
+def test_graphlet_degrees_are_left_out_where_their_memory_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = OrbitCounts(adjacency_of("karate"))
+    few, all_degrees = counts.need([(1, 1, 2)]).memory, counts.need(DEGREE_ORBITS).memory
+    assert few < all_degrees
+    assert probe(tmp_path / "all", orbits="1:1-2").scalars["memory at most, MB"] == round(all_degrees / 1e6, 1)
+    monkeypatch.setattr("latticework.nodes.gradco.probe.free_memory", lambda: few)
+    monkeypatch.setattr(OrbitCounts, "node_orbits", lambda self: pytest.fail("counted beyond the memory"))
+    found = probe(tmp_path / "few", orbits="1:1-2")
+    assert found.scalars["graphlet degrees"].startswith("left out: they may take") and list(found.tables) == ["orbit adjacencies"]
+    assert sorted(p.name for p in tmp_path.glob("*/*")) == ["graphlet-degrees.csv", "orbit-1-1-2.npz", "orbit-1-1-2.npz"]
 
 
 def test_a_cancelled_probe_leaves_no_file(tmp_path: Path) -> None:

@@ -51,6 +51,8 @@ _PARTNERS: tuple[tuple[Orbit, int], ...] = (
     ((1, 0, 0), 1), ((1, 1, 2), 1), ((1, 2, 1), 2), ((1, 3, 3), 2), ((1, 4, 5), 1), ((1, 5, 5), 1), ((1, 6, 7), 1), ((1, 7, 6), 3),
     ((1, 8, 8), 2), ((1, 9, 11), 1), ((1, 10, 10), 1), ((1, 11, 9), 1), ((1, 12, 13), 2), ((1, 13, 12), 2), ((1, 14, 14), 3),
 )  # fmt: skip
+# what the graphlet degree vectors are read from
+DEGREE_ORBITS: tuple[Orbit, ...] = tuple(orbit for orbit, _ in _PARTNERS)
 EDGE_ORBITS: tuple[tuple[int, int], ...] = tuple((a, b) for h, a, b in ORBITS if h == 1 and 0 < a <= b)
 _CLIQUE_FREE = frozenset({(1, 0, 0), (1, 1, 2), (1, 2, 1), (1, 3, 3), (2, 1, 1)})
 # bytes of an entry while its blocks are put together: int64 value and int32 column, twice

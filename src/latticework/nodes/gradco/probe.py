@@ -26,7 +26,7 @@ from latticework.core.svg import bars
 from latticework.core.value import setting
 from latticework.layers.memory import free_memory
 
-from .counts import GRAPHLETS, ORBITS, SIZES, Orbit, OrbitCounts, orbit_name, read_orbits
+from .counts import DEGREE_ORBITS, GRAPHLETS, ORBITS, SIZES, Orbit, OrbitCounts, orbit_name, read_orbits
 from .method import simple_adjacency
 
 Array = NDArray[Any]
@@ -112,7 +112,7 @@ class OrbitAdjacencies(Probe):
     ``O^h_ab[i, j]`` counts the graphlets (connected induced subgraphs of up to four nodes) that hold i on orbit a and j on
     orbit b at distance h inside the graphlet. With a folder to write to, each matrix becomes a file ``orbit-h-a-b.npz``
     (``scipy.sparse.load_npz``; CSR, sorted columns, int64; rows and columns in the order of ``nodes.csv``), and the graphlet
-    degree vectors ``graphlet-degrees.csv``; without one they are counted and left. Rows are taken in blocks, so no matrix is
+    degree vectors ``graphlet-degrees.csv`` (left out, and said so, where their memory lacks); without one they are counted and left. Rows are taken in blocks, so no matrix is
     ever in memory as a whole, and what memory and disk could be needed at most is worked out first and refused where there
     is less. Edges are taken both ways, self-loops are dropped, repeats count once, weights are refused.
     """
@@ -142,8 +142,9 @@ class OrbitAdjacencies(Probe):
         run.log(0, **{"memory at most, MB": memory / 1e6, "disk at most, MB": disk / 1e6})
         totals = {orbit: _Totals(counts.n) for orbit in self.orbits}
         files = self._pass(counts, totals, folder, run)
-        degrees = counts.node_orbits()
-        if folder is not None:
+        degrees, left_out = self._degrees(counts)
+        memory = max(memory, 0 if degrees is None else counts.need(DEGREE_ORBITS).memory)
+        if folder is not None and degrees is not None:
             files.append(_write_degrees(degrees, graph.ids, folder))
         scalars: dict[str, Any] = {"nodes": counts.n, "edges": counts.m}
         for name, orbits in GRAPHLETS.items():
@@ -153,10 +154,22 @@ class OrbitAdjacencies(Probe):
         scalars |= {"memory at most, MB": round(memory / 1e6, 1), "disk at most, MB": round(disk / 1e6, 1)}
         if notes:
             scalars["read as"] = "; ".join(notes)
-        tables = {"orbit adjacencies": _rows(totals, counts.n, folder), "graphlet degrees": _degree_rows(degrees)}
+        tables = {"orbit adjacencies": _rows(totals, counts.n, folder)}
+        if degrees is None:
+            scalars["graphlet degrees"] = left_out
+        else:
+            tables["graphlet degrees"] = _degree_rows(degrees)
         density = [totals[o].entries / max(counts.n * (counts.n - 1), 1) for o in self.orbits]
         figure = bars([orbit_name(o) for o in self.orbits], density, "share of pairs that are joined", "orbits")
         return Findings(scalars, tables, {"density": figure}, files)
+
+    @staticmethod
+    def _degrees(counts: OrbitCounts) -> tuple[Array | None, str]:
+        """The graphlet degree vectors, which need the triangles whichever orbits are asked for; where memory lacks, why not."""
+        need, free = counts.need(DEGREE_ORBITS).memory, free_memory()
+        if free is not None and need > free:
+            return None, f"left out: they may take {need / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free"
+        return counts.node_orbits(), ""
 
     def _affordable(self, counts: OrbitCounts, folder: Path | None) -> tuple[int, int]:
         """Bytes of memory and of disk at most; refused where there are fewer."""
