@@ -219,6 +219,24 @@ def test_reliabilities_are_those_of_what_the_teacher_reads() -> None:
         assert bool((rho(plain, "bags") == 1).all())
 
 
+@pytest.mark.parametrize("name", ["mlp", "logistic-regression", "hgnn", "light-hgnn"])
+def test_any_teacher_reads_as_its_fit_settled(name: str) -> None:
+    """Features that are disturbed by nothing move nothing, whoever teaches: bags of words are divided by their sums once."""
+    source = open_data(DATA).read()
+    train = TASK.fold(open_data(replace(source, x=(source.x > 0.5).astype(np.float32), _cache={})), "draw-0").train
+    method = LightHGNNPlus()
+    teacher = fitted(entry_of(f"{name}(row_normalise=true)"), train, None, Run(task=TASK, digest=name))
+    everyone = Part(train.data, Nodes(np.arange(200), train.query.ids), None, train.schema)
+    target = method._target(teacher, everyone)
+    with pytest.MonkeyPatch.context() as patch:
+        # twice a bag divided by its sum shows who divides again
+        patch.setattr("latticework.nodes.light_hgnn.perturb", lambda x, noise, generator: 2 * x)
+        twice = method.reliabilities(teacher, everyone, target, mean_of(everyone, "test"), Run(task=TASK))
+        patch.setattr("latticework.nodes.light_hgnn.perturb", lambda x, noise, generator: x)
+        assert bool((method.reliabilities(teacher, everyone, target, mean_of(everyone, "test"), Run(task=TASK)) == 1).all())
+    assert float(twice.min()) == 0 and float(twice.max()) > 0
+
+
 def test_the_labels_alone_make_an_mlp() -> None:
     """With the whole loss on labels the teacher no longer matters."""
     one, _, _ = fit(LightHGNN(teacher=TEACHER, labels_share=1, epochs=10))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latticework.common.majority import MajorityModel, shares_of
+from latticework.common.settled import read_alike
 from latticework.core.errors import OutOfTime, UserError
 from latticework.core.method import Method, Model, Predictor
 from latticework.core.run import Run
@@ -117,7 +118,7 @@ class EstimatorModel(Model):
         self.method, self.schema, self.estimator = method, schema, estimator
 
     def predict(self, part: Part) -> Any:
-        x = self.method.matrix(part)[part.query.rows]
+        x = self.method.matrix(read_alike(part, self.schema))[part.query.rows]
         return full_chances(self.estimator, x, len(self.schema["classes"]), self.schema["multi"])
 
     def state(self) -> Mapping[str, Any]:
