@@ -140,6 +140,7 @@ def test_a_pyg_object() -> None:
         ({"x": torch.full((4, 2), float("nan"))}, "not finite, first in row 0"),
         ({"y": torch.tensor([0, 1])}, "one label for each of the 4 vertices"),
         ({"x": torch.randn(5, 2)}, "one label for each of the 5 vertices"),
+        ({"x": torch.randn(4)}, r"x of a HyperGraphData is \[4\]; \[4, features\] is read"),
     ],
 )
 def test_a_broken_pyg_object(change: dict[str, Any], says: str) -> None:

@@ -249,6 +249,8 @@ def from_pyg(data: Any) -> Hypergraph:
     n = len(x) if x is not None else len(y) if y is not None else int(held.get("num_nodes") or vertex.max(initial=-1) + 1)
     if y is not None and ((y.ndim > 1 and y.shape[1] > 1) or len(y) != n):
         raise UserError(f"y of a HyperGraphData is {list(y.shape)}; one label for each of the {n} vertices is needed")
+    if x is not None and x.ndim != 2:
+        raise UserError(f"x of a HyperGraphData is {list(x.shape)}; [{n}, features] is read, a row for each vertex")
     values = None if x is None else x.cpu().numpy().astype(np.float32)
     if values is not None and not np.isfinite(values).all():
         row = int(np.flatnonzero(~np.isfinite(values).all(1))[0])
