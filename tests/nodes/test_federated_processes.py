@@ -439,6 +439,7 @@ def test_the_verbs_refuse(graph_folder: Path, tmp_path: Path, command: Callable[
 
     assert "local sends nothing" in said("serve", "local", graph_folder, "-o", tmp_path / "r.json")
     assert "certificates" in said("serve", "fed-pub", graph_folder, "-o", tmp_path / "r.json", "--host", "0.0.0.0")
+    assert "is a folder; -o names the file" in said("serve", "fed-pub", graph_folder, "-o", tmp_path, "--port", _free())
     assert "HOST:PORT" in said("join", graph_folder, "--server", "nowhere", "-o", tmp_path / "m")
     assert "certificates" in said("join", graph_folder, "--server", "10.0.0.1:9092", "-o", tmp_path / "m")
     assert "does not exist" in said("join", tmp_path / "nothing", "--server", "127.0.0.1:9092", "-o", tmp_path / "m")

@@ -643,6 +643,8 @@ def serve(
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise UserError(f"port {port} is in use; choose another with --port")
     out = out.resolve()
+    if out.is_dir():
+        raise UserError(f"{out} is a folder; -o names the file of the rounds' report, as in {out.name}/rounds.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory() as folder:
         work = Path(folder)
