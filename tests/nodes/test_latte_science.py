@@ -102,7 +102,7 @@ def test_values_equal_the_formula_entry_by_entry(seed: int) -> None:
                 wanted[i, j] += A[i, k] * B[k, j] / total if total else 0.0
     found = compose(sp.csr_array(A), sp.csr_array(B))
     assert np.abs(found.toarray() - wanted).max() < 1e-12
-    assert pairs_joined(sp.csr_array(A), sp.csr_array(B), 0, rows=2) == ((A > 0).astype(int) @ (B > 0) > 0).sum()
+    assert pairs_joined(sp.csr_array(A), sp.csr_array(B), 0) == ((A > 0).astype(int) @ (B > 0) > 0).sum()
 
 
 @pytest.mark.parametrize("layers", [2, 3])
@@ -156,6 +156,29 @@ def test_the_budget_names_the_size_before_it_is_made() -> None:
 
 
 # -- attention ---------------------------------------------------------------------------------------------------------
+def test_pairs_are_counted_without_being_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In blocks of any size, by brute force; a hub of more pairs than memory holds is refused, by HAN too."""
+    rng = np.random.default_rng(0)
+    for work in (1, 7, 1 << 22):
+        monkeypatch.setattr("latticework.nodes.latte._WORK", work)
+        A, B = (sp.csr_array(rng.random(shape) < 0.3, dtype=np.int64) for shape in ((30, 12), (12, 25)))
+        exact = int(((A.toarray() @ B.toarray()) > 0).sum())
+        assert pairs_joined(A, B, 10) == pairs_joined(A, B, 10, 10**9) == exact
+        assert pairs_joined(A, B, 10**6) == int((A.toarray() @ B.toarray()).sum())
+        assert 10 < pairs_joined(A, B, 10, 10) <= exact
+    n = 400_000
+    hub = {("a", "at", "v"): np.stack([np.arange(n), np.zeros(n, np.int64)])}
+    graph = finish_hetero(
+        HeteroGraph(
+            ("a", "v"), {"a": tuple(map(str, range(n))), "v": ("0",)}, hub, x={"a": np.ones((n, 1), np.float32)},
+            features={"a": ("f",)}, y={"a": np.arange(n) % 2}, classes={"a": ("u", "w")},
+        )
+    )  # fmt: skip
+    for name, text in (("latte", "join .* pairs or more, above edge_budget 2,000,000"), ("han", "a-v-a alone .* or more")):
+        with pytest.raises(UserError, match=text):
+            lw.fit(name, graph, epochs=1)
+
+
 def test_the_budget_is_for_all_chains_whether_their_edges_follow_the_attention_or_not() -> None:
     """A threshold that drops nothing joins the same pairs, so the same budgets are enough for them."""
     graph = HeteroBlocks(authors=20, papers=30).read()

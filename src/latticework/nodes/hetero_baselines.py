@@ -43,7 +43,7 @@ from latticework.layers.sparse_features import FeatureLinear
 from latticework.layers.walks import walk_from
 
 from .embedding import EmbeddingMethod, EmbeddingModel
-from .latte import TypedModel, feature_scales, free_types, input_widths, key_of, placed
+from .latte import FAR, TypedModel, feature_scales, free_types, input_widths, key_of, pairs_joined, placed
 from .network import Features, NodeModel, NodeNetwork
 
 Array = NDArray[Any]
@@ -245,6 +245,17 @@ class HAN(HeteroNetwork):
         edges: dict[tuple[str, str, str], Edges] = {}
         left = self.edge_budget
         for name, chain in zip(self.triples(part.schema), self.chains(part.schema), strict=True):
+            half = len(chain) // 2
+            size = 0
+            if half:  # counted before the pairs are made: one hub may join more of them than memory holds
+                A, B = chain_counts(part.data, chain[:half]), chain_counts(part.data, chain[half:])
+                size = pairs_joined(A, B, left, FAR * self.edge_budget)
+            if size > left:
+                more = " or more" if size > FAR * self.edge_budget else ""
+                raise UserError(
+                    f"{self.name}: its meta-paths join more than {self.edge_budget:,} pairs ({name[1]} alone {size:,}{more}); "
+                    "give other ones with -s paths=…, or a larger -s edge_budget"
+                )
             pairs = chain_counts(part.data, chain)
             if self.paths and not pairs.nnz:
                 raise UserError(

@@ -62,6 +62,8 @@ from .network import NodeModel, asked_of, loss_of, settle, watching
 Array = NDArray[Any]
 Features = Tensor | SparseFeatures
 _kept = WeakCache()
+_WORK = 1 << 22  # products that are counted at a time
+FAR = 100  # times the budget: beyond that, counting pairs for an error would take longer than the error is worth
 
 
 # -- meta-relations and their edges ------------------------------------------------------------------------------------
@@ -109,17 +111,19 @@ def compose(A: sp.csr_array, B: sp.csr_array) -> sp.csr_array:
     return found
 
 
-def pairs_joined(A: sp.csr_array, B: sp.csr_array, most: int, rows: int = 256) -> int:
-    """How many non-zeros ``A B`` has, counted some rows at a time and no further than past `most`.
+def pairs_joined(A: sp.csr_array, B: sp.csr_array, most: int, stop: int | None = None) -> int:
+    """How many non-zeros ``A B`` has, counted a few rows at a time; with `stop`, counting ends soon past so many.
 
-    A bound from the degrees comes first, so that small products are multiplied only once.
+    A bound from the degrees comes first: where it is at most `most` it is the answer, so that small products are multiplied only once.
     """
-    bound = int(np.diff(B.indptr)[A.indices].sum())
-    if bound <= most:
-        return bound
-    found = 0
-    for start in range(0, A.shape[0], rows):
-        found += int((A[start : start + rows] @ B).nnz)
+    work = np.concatenate([[0], np.cumsum(np.diff(B.indptr)[A.indices], dtype=np.int64)])[A.indptr]  # up to each row
+    if work[-1] <= most:
+        return int(work[-1])
+    found, start = 0, 0
+    while start < A.shape[0] and (stop is None or found <= stop):
+        end = max(int(np.searchsorted(work, work[start] + _WORK, side="right")) - 1, start + 1)
+        found += int((A[start:end] @ B).nnz)
+        start = end
     return found
 
 
@@ -330,7 +334,7 @@ class LATTE(nn.Module):
             before = attention[-1][self.numbers[chain[:-1]]]
             A = kept_edges(before.edges, before.weights.detach().amax(1), self.threshold)
             B = edges[self.numbers[chain[-1:]]].matrix()
-            if not self.sampling and pairs_joined(A, B, max(left, 0)) > left:
+            if not self.sampling and pairs_joined(A, B, max(left, 0), max(left, 0)) > left:
                 raise UserError(
                     f"latte: chains of {len(chain)} relations join more pairs than edge_budget {self.budget:,} in all, at "
                     f"{'-'.join(chain_types(chain))}; use a larger -s edge_threshold or -s edge_budget, or -s edge_sampling=true"
@@ -682,7 +686,7 @@ def composed_edges(part: Part, layers: int, budget: int, device: str = "cpu") ->
             elif chain_types(chain)[0] in gives:
                 A, B = patterns[chain[:-1]], patterns[chain[-1:]]
                 left = budget - sum(sizes.values())
-                sizes[path_text(chain, part.data)] = size = pairs_joined(A, B, max(left, 0))
+                sizes[path_text(chain, part.data)] = size = pairs_joined(A, B, max(left, 0), FAR * budget)
                 if size > left:
                     continue  # the sizes of the rest are counted for the message
                 pattern = sp.csr_array(A @ B)
@@ -693,9 +697,10 @@ def composed_edges(part: Part, layers: int, budget: int, device: str = "cpu") ->
             patterns[chain] = pattern
             found[numbers[chain]] = Edges(pattern, device)
         if sum(sizes.values()) > budget:
+            more = " or more" if max(sizes.values()) > FAR * budget else ""
             large = sorted(sizes.items(), key=lambda item: -item[1])[:3]
             raise UserError(
-                f"latte: chains of {depth + 1} relations join {sum(sizes.values()):,} pairs, above edge_budget {budget:,} "
+                f"latte: chains of {depth + 1} relations join {sum(sizes.values()):,} pairs{more}, above edge_budget {budget:,} "
                 f"({', '.join(f'{name}: {size:,}' for name, size in large)}); use -s edge_sampling=true, -s edge_threshold=0.5, "
                 f"-s layers={depth}, or a larger -s edge_budget (some 200 bytes a pair while training)"
             )
