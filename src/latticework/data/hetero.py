@@ -29,7 +29,7 @@ from latticework.core.value import digest_of, setting
 
 from .files import Stamp, bytes_digest, stamps
 from .graph import Graph, bags_of, coded, distinct, edge_sum, ids_of, nodes_table, read_split, split_sizes, with_columns
-from .table import SUFFIXES, column_named, find_table, line_of, need, numbers, read_table, some
+from .table import SUFFIXES, column_named, find_table, header, line_of, need, numbers, read_table, some, text_bytes
 
 if TYPE_CHECKING:
     import polars as pl
@@ -41,6 +41,7 @@ Relation = tuple[str, str, str]  # source type, name, target type
 Step = tuple[Relation, bool]  # a relation, followed forwards (true) or backwards
 Chain = tuple[Step, ...]
 PATHS_SHOWN = 60
+_ENDS = (("source", "src", "from"), ("target", "dst", "to"))  # columns of an edge file
 
 
 class HeteroNodes(NamedTuple):
@@ -207,11 +208,16 @@ def _read_edges(
     file: Path, ids: Mapping[str, pl.Series], node_files: Mapping[str, Path], key: Relation, notes: list[str]
 ) -> tuple[Array, Array | None]:
     """int64 [2, m] and float32 [m] or none; a file with a header alone is a relation without edges."""
-    if file.suffix.lower() == ".csv" and b"\n" not in (text := file.read_bytes().strip()) and b"\r" not in text and text:
+    if file.suffix.lower() == ".csv" and b"\n" not in (text := file.read_bytes().strip()) and b"\r" not in text:
+        text_bytes(file)  # refuses what is no text
+        names = header(file)
+        for known in _ENDS:
+            if not set(known) & set(names):
+                raise UserError(f"{file} has no column {known[0]!r}; found {', '.join(names)}")
         return np.zeros((2, 0), np.int64), None
     frame = read_table(file)
     ends = []
-    columns = need(file, frame, "source", "src", "from"), need(file, frame, "target", "dst", "to")
+    columns = [need(file, frame, *known) for known in _ENDS]
     for column, kind in zip(columns, (key[0], key[2]), strict=True):
         empty = (frame[column].is_null() | (frame[column] == "")).arg_true()
         if len(empty):
@@ -778,8 +784,6 @@ def labels_file(path: Path, target: str | None) -> Path:
     tables = _tables(path / "nodes", [])
     if target is not None and target in tables:
         return tables[target]
-    from .table import header
-
     having = {kind: file for kind, file in tables.items() if "label" in header(file)}
     if len(having) == 1:
         return next(iter(having.values()))
