@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zipfile
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -79,7 +80,10 @@ def _fetch(url: str, folder: str, file: str, sha256: str) -> Path:
 
 
 def read_arrays(path: Path) -> dict[str, Any]:
-    """All arrays of an ``.npz`` of the catalogue, by name; nothing in it is executed."""
+    """All arrays of an ``.npz`` of the catalogue, by name; nothing in it is executed. `ValueError` where it is no such archive."""
+    with path.open("rb") as file:
+        if not zipfile.is_zipfile(file):  # numpy would take it for a pickle, and advise to load that
+            raise ValueError("it is not an .npz archive, or it is cut short")
     with np.load(path, allow_pickle=False) as held:
         return {name: held[name] for name in held.files}
 
