@@ -279,6 +279,22 @@ def test_a_table_goes_on_from_its_recorded_cells(table: registry.Table, tmp_path
             assert {k: row[k] for k in same} == {k: other[k] for k in same}
     with pytest.raises(UserError, match=r"recorded with 4 finished cells, and here are 0: not written; .* --resume"):
         record_table(table, board_of(table, Ledger(tmp_path / "empty")), Ledger(tmp_path / "empty"))
+    other = table._replace(grid={**table.grid, "repeats": 3})
+    with pytest.raises(UserError, match="here are 0: not written"):  # another definition loses them no less
+        record_table(other, board_of(other, Ledger(tmp_path / "empty")), Ledger(tmp_path / "empty"))
+
+
+def test_a_page_lists_methods_as_they_are_ranked(table: registry.Table, tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "runs")
+    run_grid(Grid.make(table.grid), str(ledger.root))
+    record_table(table, board_of(table, ledger), ledger)
+    found = json.loads(table.record.read_text())
+    for case in found["cases"]:  # as where lower is better
+        case["rows"].reverse()
+    table.record.write_text(json.dumps(found))
+    lines = page(table).split(f"## {found['cases'][0]['label']}")[1].splitlines()
+    names = [line.split(" | ")[0].removeprefix("| ") for line in lines if line.startswith("| ") and "method" not in line]
+    assert names[: len(found["cases"][0]["rows"])] == [row["name"] for row in found["cases"][0]["rows"]]
 
 
 def test_the_command_line_goes_on_from_recorded_cells(
@@ -471,6 +487,18 @@ def test_a_checkpoint_without_a_validation_part_holds_no_infinity(tmp_path: Path
     train(net, lambda epoch: 1.0, a_run(), epochs=2, optimiser=optimiser)
     again = a_run().last()
     assert again is not None and again[0] == 2 and float(again[1]["best"]) == float("inf")
+
+
+def test_a_first_look_that_is_no_number_is_not_the_best(tmp_path: Path) -> None:
+    import torch
+
+    from latticework.core.training import Watch, train
+
+    net = torch.nn.Linear(1, 1)
+    looks = iter([float("nan"), 0.5, 0.1, 0.2])
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
+    run = Run(task=None, ledger=Ledger(tmp_path))
+    assert train(net, lambda epoch: 1.0, run, epochs=4, optimiser=optimiser, watch=lambda: Watch(next(looks))) == 2
 
 
 def test_tuning_that_is_cut_short_is_no_evidence(tmp_path: Path) -> None:

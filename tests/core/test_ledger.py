@@ -30,6 +30,22 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a"] and (tmp_path / "a" / "one").read_text() == "1"
 
 
+def test_what_is_somebody_elses_is_not_replaced(tmp_path: Path) -> None:
+    def model(draft: Path) -> None:
+        (draft / "model.json").write_text("2")
+
+    theirs = tmp_path / "thesis"
+    theirs.mkdir()
+    write_folder(theirs, model)  # an empty folder is nobody's
+    write_folder(theirs, model)
+    (theirs / "model.json").rename(theirs / "chapter.txt")
+    with pytest.raises(UserError, match=r"holds something else \('chapter.txt', 1 in all\), which is kept"):
+        write_folder(theirs, model)
+    with pytest.raises(UserError, match="is a file, and a folder is to be written"):
+        write_folder(theirs / "chapter.txt", model)
+    assert (theirs / "chapter.txt").read_text() == "2" and [p.name for p in tmp_path.iterdir()] == ["thesis"]
+
+
 def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_whole(tmp_path / "kept", "before")
 

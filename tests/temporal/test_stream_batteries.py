@@ -181,6 +181,10 @@ def test_fit_predict_update_as_typed(meetings: GivenEvents, tmp_path: Path, comm
     assert status == 0, out + err
     scores = pl.read_csv(tmp_path / "scores.csv")
     assert scores.columns == ["source", "target", "time", "score"] and len(scores) == 50
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "thesis.txt").write_text("years")
+    status, out, err = command("update", tmp_path / "model", later, "-o", tmp_path / "theirs")
+    assert status == 2 and "theirs exists; choose another name" in err and (tmp_path / "theirs" / "thesis.txt").exists()
     status, out, err = command("update", tmp_path / "model", later, "-o", tmp_path / "longer")
     assert status == 0 and "50 events taken in" in out, out + err
     status, out, err = command("update", tmp_path / "longer", log)

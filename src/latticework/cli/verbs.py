@@ -144,7 +144,7 @@ def fit(
 
     task, rest = _task_of(_settings(settings))
     if not force:
-        _fresh(out)
+        _fresh(out, ", or --force to replace it")
     with _progress(f"fitting {method}") as on_log:
         fitted = face.fit(
             method, data, task=task, settings=rest, seed=seed, time=_seconds(time), tune=tune, device=device, threads=threads,
@@ -199,6 +199,8 @@ def update(
     from latticework import _face as face
 
     fitted = face.load(model)
+    if out is not None and out.resolve() != model.resolve():
+        _fresh(out)
     with TemporaryDirectory() as folder, _spinner("taking in"):
         if data == "-":
             given = sys.stdin.buffer.read()
@@ -491,9 +493,9 @@ def _query(task: Any) -> dict[str, Any]:
     return dict(_questions)
 
 
-def _fresh(path: Path) -> None:
+def _fresh(path: Path, hint: str = "") -> None:
     if path.exists() and (path.is_file() or any(path.iterdir())):
-        raise UserError(f"{path} exists; choose another name, or --force to replace it")
+        raise UserError(f"{path} exists; choose another name{hint}")
 
 
 def _writer(path: Path) -> None:

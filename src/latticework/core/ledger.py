@@ -79,7 +79,10 @@ def _umask() -> int:
 
 
 def write_folder(final: Path, fill: Callable[[Path], None], scratch: Path | None = None) -> None:
-    """A folder that appears whole; what stood there before is replaced."""
+    """A folder that appears whole; one of its kind that stood there before is replaced.
+
+    `UserError` for a file in its place, and for a folder of which it would hold nothing by name: that is somebody's own.
+    """
     with disk_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         draft = scratch or final.with_name(f".{final.name}.draft-{os.getpid()}")
@@ -88,6 +91,7 @@ def write_folder(final: Path, fill: Callable[[Path], None], scratch: Path | None
         try:
             fill(draft)
             if final.exists():
+                _own(final, draft)
                 old = draft.with_name(draft.name + ".old")
                 shutil.rmtree(old, ignore_errors=True)
                 os.rename(final, old)
@@ -98,6 +102,14 @@ def write_folder(final: Path, fill: Callable[[Path], None], scratch: Path | None
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
             raise
+
+
+def _own(final: Path, draft: Path) -> None:
+    if not final.is_dir():
+        raise UserError(f"{final} is a file, and a folder is to be written; choose another name")
+    there = sorted(os.listdir(final))
+    if there and not set(there) & set(os.listdir(draft)):
+        raise UserError(f"{final} holds something else ({there[0]!r}, {len(there)} in all), which is kept; choose another name")
 
 
 class Ledger:

@@ -25,13 +25,13 @@ WHERE = ("version", "torch", "python", "machine", "device", "precision", "thread
 def record_table(table: Table, board: Board, ledger: Ledger, options: Options = Options()) -> Path:
     """Write what a board says, and beside it the finished cells that it rests on, for `resume`; a partial board says so.
 
-    A board of fewer scored cells than the recorded one is refused: its hours would be lost.
+    A board of fewer scored cells than the recorded one is refused, of another definition, too: its hours would be lost.
     """
     plain = condensed(board) | {"gains": gains(table, board)}
     if table.record.exists():
         before = json.loads(table.record.read_text(encoding="utf-8"))
         recorded, here = (sum(row["n"] for case in found["cases"] for row in case["rows"]) for found in (before, plain))
-        if before["grid"] == plain["grid"] and recorded > here:
+        if recorded > here:
             raise UserError(
                 f"{table.name} is recorded with {recorded} finished cells, and here are {here}: not written; go on from what is "
                 f"recorded with --resume, or delete {table.record} first"
@@ -273,7 +273,7 @@ def page(table: Table) -> str:
     for case in found["cases"]:
         head = ("method", case["metric"], "95 % interval", "repeats", f"against {case['baseline']}", "fit, s", within)
         lines += [f"## {case['label']}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-        for row in sorted(case["rows"], key=lambda r: -(r["mean"] if r["mean"] is not None else -1)):
+        for row in case["rows"]:  # as ranked
             if row["mean"] is None:
                 why = row["failures"][0] if row["failures"] else "not run yet"
                 lines.append(f"| {row['name']} | – | – | {row['n']} of {row['planned']} | {why} | – | – |")

@@ -85,7 +85,7 @@ def train(
             net.eval()
             look = watch()
             curves |= look.curves or {"valid": look.value}
-            if look.value < best or best_state is None:
+            if best_state is None or look.value < best or math.isnan(best):  # no number is below NaN
                 best, best_epoch, best_state = look.value, epoch, copy.deepcopy(net.state_dict())
             stop = _stops(patience, look.value, epoch, best_epoch, seen, epochs)
             seen.append(look.value)
