@@ -137,7 +137,7 @@ def fit(
     threads: Threads = 1,
     runs: Annotated[Path | None, typer.Option(help="Folder where a fit that is cut short resumes.")] = None,
     nets: Nets = [],
-    force: Annotated[bool, typer.Option("--force", help="Replace what stands at the output.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the model at the output.")] = False,
 ) -> None:
     """Fit a method to your data and save the model."""
     from latticework import _face as face

@@ -9,6 +9,7 @@ Source: Velickovic et al., "Graph attention networks" (ICLR 2018), equations 3 t
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, cast
 
 import numba
@@ -30,7 +31,8 @@ _SIXTEEN, _LOW = np.uint64(16), np.uint64(0xFFFF)
 
 
 class Edges:
-    """The pairs that a graph joins, by row: `row` int64 [E] is the node that reads, `column` int64 [E] the one that is read.
+    """The pairs that a graph joins, by row: `row` int64 [E] is the node that reads, `column` int64 [E] the one that is read (made
+    when they are asked for: sums over rows do without).
 
     From a sparse matrix [n, m] (its pattern alone counts, entries stored twice count once); kept sorted, and not to be changed.
     """
@@ -42,32 +44,34 @@ class Edges:
         self.indptr = np.ascontiguousarray(csr.indptr, np.int64)
         self.indices = np.ascontiguousarray(csr.indices, np.int32)
         self.bounds = balanced_chunks(self.indptr)
-        row = np.repeat(np.arange(csr.shape[0]), np.diff(csr.indptr))
-        self.row = torch.from_numpy(row).to(device)
-        self.column = torch.from_numpy(csr.indices.astype(np.int64)).to(device)
-        self._turned: tuple[Edges, Tensor] | None = None
+        self.device = device
 
     def __len__(self) -> int:
         return len(self.indices)
 
+    @cached_property
+    def row(self) -> Tensor:
+        return torch.from_numpy(np.repeat(np.arange(self.shape[0]), np.diff(self.indptr))).to(self.device)
+
+    @cached_property
+    def column(self) -> Tensor:
+        return torch.from_numpy(self.indices.astype(np.int64)).to(self.device)
+
     @property
     def T(self) -> Edges:
         """The same pairs by column."""
-        return self._reverse()[0]
+        return self._turned[0]
 
     @property
     def order(self) -> Tensor:
         """int64 [E]: which of these edges each edge of the transpose is."""
-        return self._reverse()[1]
+        return self._turned[1]
 
-    def _reverse(self) -> tuple[Edges, Tensor]:
-        if self._turned is None:
-            numbered = self._matrix(np.arange(1, len(self) + 1)).T.tocsr()
-            numbered.sort_indices()
-            device = str(self.row.device)
-            order = torch.from_numpy(numbered.data - 1).to(device)
-            self._turned = Edges(numbered, device), order
-        return self._turned
+    @cached_property
+    def _turned(self) -> tuple[Edges, Tensor]:
+        numbered = self._matrix(np.arange(1, len(self) + 1)).T.tocsr()
+        numbered.sort_indices()
+        return Edges(numbered, self.device), torch.from_numpy(numbered.data - 1).to(self.device)
 
     def _matrix(self, data: Array) -> sp.csr_array:
         return sp.csr_array((data, self.indices, self.indptr), shape=self.shape)

@@ -246,27 +246,21 @@ class HAN(HeteroNetwork):
         left = self.edge_budget
         for name, chain in zip(self.triples(part.schema), self.chains(part.schema), strict=True):
             half = len(chain) // 2
-            size = 0
-            if half:  # counted before the pairs are made: one hub may join more of them than memory holds
-                A, B = chain_counts(part.data, chain[:half]), chain_counts(part.data, chain[half:])
-                size = pairs_joined(A, B, left, FAR * self.edge_budget)
+            factors = [chain_counts(part.data, steps) for steps in (chain[:half], chain[half:]) if steps]
+            # counted before the pairs are made: one hub may join more of them than memory holds
+            size = factors[0].nnz if len(factors) == 1 else pairs_joined(*factors, left, FAR * self.edge_budget)
             if size > left:
                 more = " or more" if size > FAR * self.edge_budget else ""
                 raise UserError(
                     f"{self.name}: its meta-paths join more than {self.edge_budget:,} pairs ({name[1]} alone {size:,}{more}); "
                     "give other ones with -s paths=…, or a larger -s edge_budget"
                 )
-            pairs = chain_counts(part.data, chain)
+            pairs = factors[0] if len(factors) == 1 else factors[0] @ factors[1]
             if self.paths and not pairs.nnz:
                 raise UserError(
                     f"{self.name}.paths: meta-path {path_text(chain, part.data)!r} matches nothing in these data; leave it out"
                 )
             left -= pairs.nnz
-            if left < 0:
-                raise UserError(
-                    f"{self.name}: its meta-paths join more than {self.edge_budget:,} pairs ({name[1]} alone {pairs.nnz:,}); "
-                    "give other ones with -s paths=…, or a larger -s edge_budget"
-                )
             edges[name] = Edges(pairs, device)
         x = placed(part, self.featureless, device)
         return {part.query.target: x[part.query.target]} if part.query.target in x else {}, edges
