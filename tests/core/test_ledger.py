@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import stat
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,9 @@ def test_a_tampered_model_file_is_refused(saved: Path) -> None:
     [
         (lambda head: head | {"format": 99}, "newer version"),
         (lambda head: {k: v for k, v in head.items() if k != "format"}, "cut short or not a model"),
-        (lambda head: head | {"method": {"is": "nothing"}}, "no method is called 'nothing'"),
+        (lambda head: head | {"method": {"is": "nothing"}}, r"model\.json: .*no method is called 'nothing'.*fit again"),
+        (lambda head: head | {"method": head["method"] | {"later": 1}}, r"model\.json: .*'later'.*another version"),
+        (lambda head: head | {"schema": None}, "schema is NoneType"),
     ],
 )
 def test_a_model_head_of_another_kind_is_refused(saved: Path, change: Any, message: str) -> None:
@@ -146,6 +149,68 @@ def test_json_cut_short_and_a_missing_file_are_refused(saved: Path) -> None:
         lw.load(saved)
     with pytest.raises(UserError, match="not a saved model"):
         lw.load(saved.parent)
+
+
+def test_a_folder_of_runs_with_a_file_in_its_place_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "cells").write_text("x")
+    with pytest.raises(UserError, match="cells is a file where a folder is to be; choose another folder"):
+        Ledger(tmp_path)
+    with pytest.raises(UserError, match="is a file where a folder is to be"):
+        Ledger(tmp_path / "cells" / "runs")
+
+
+DAMAGE: list[tuple[str, Any, str]] = [
+    ("cells/*/result.json", lambda data: data[:40], r"result\.json is cut short.*counts as not finished"),
+    ("cells/*/result.json", lambda data: b"null", r"result\.json is not what was written.*counts as not finished"),
+    ("cells/*/result.json", lambda data: b"{}", r"result\.json is no cell's result.*counts as not finished"),
+    ("fits/*/weights.safetensors", lambda data: data[:-10], r"SHA-256 differs.*is made again"),
+    ("fits/*/weights.safetensors", None, r"weights\.safetensors is missing.*is made again"),
+    ("fits/*/model.json", lambda data: data[:40], r"model\.json is cut short.*is made again"),
+    ("fits/*/fit.json", lambda data: b"\0" * len(data), r"fit\.json is cut short or no JSON.*is made again"),
+    ("grids/*.json", lambda data: b"", r"json is cut short or no JSON"),
+]
+
+
+@pytest.mark.parametrize(("pattern", "change", "said"), DAMAGE)
+def test_what_is_damaged_in_a_folder_of_runs_is_made_again(
+    pattern: str, change: Any, said: str, graph_folder: Path, tmp_path: Path
+) -> None:
+    def board() -> Any:
+        return lw.compare(graph_folder, ["mlp(epochs=3)"], repeats=1, baselines=False, runs=tmp_path)
+
+    (row,) = board().cases[0].rows
+    (path,) = tmp_path.glob(pattern)
+    path.unlink() if change is None else path.write_bytes(change(path.read_bytes()))
+    if path.name != "result.json":  # a finished cell asks for none of its fit's files
+        for cell in (tmp_path / "cells").iterdir():
+            (cell / "result.json").unlink()
+    if pattern.startswith("grids"):
+        with pytest.warns(UserWarning, match=said), pytest.raises(UserError):
+            lw.report(tmp_path)
+    else:
+        with pytest.warns(UserWarning, match=said):
+            (again,) = board().cases[0].rows
+        assert again.mean == row.mean
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (healed,) = board().cases[0].rows  # nothing damaged is left
+    assert healed.mean == row.mean
+
+
+def test_a_damaged_checkpoint_starts_the_fit_anew(tmp_path: Path) -> None:
+    from latticework.core.run import Run
+
+    for name, cut in (("state.json", 5), ("state.safetensors", 5)):
+        run = Run(task=None, ledger=Ledger(tmp_path / name))
+        run.fit_key = "k"
+        folder = run.ledger.work_folder("k")
+        folder.mkdir(parents=True)
+        store.write_tree(folder, {"step": 3, "state": {"w": torch.ones(2)}, "curve": {}})
+        step, _ = run.last() or (0, None)
+        assert step == 3
+        (folder / name).write_bytes((folder / name).read_bytes()[:cut])
+        with pytest.warns(UserWarning, match=f"{name} .*the fit starts anew"):
+            assert run.last() is None
 
 
 def test_a_skops_file_with_foreign_code_is_not_loaded(graph_folder: Path, tmp_path: Path) -> None:

@@ -75,10 +75,13 @@ def _warnings_as_notes() -> Iterator[None]:
     """What the library warns of is a line for the user; other packages' warnings stay as they are."""
     with warnings.catch_warnings():
         before: Callable[..., None] = warnings.showwarning
+        shown: set[str] = set()
 
         def show(message: Any, category: type[Warning], filename: str, *rest: Any) -> None:
             if f"{os.sep}latticework{os.sep}" in filename or category.__module__.startswith("latticework."):
-                print(f"note: {message}", file=sys.stderr)
+                if str(message) not in shown:
+                    print(f"note: {message}", file=sys.stderr)
+                shown.add(str(message))
             else:
                 before(message, category, filename, *rest)
 

@@ -31,7 +31,7 @@ def describe(name: str) -> str:
                 shown.add(paper.slug)
     if not parts:
         known = {e.name for noun in ("method", "probe", "task", "data") for e in registry.entries(noun)} | set(slugs)
-        raise UserError(f"nothing is called {name!r}; {nearest(name, known)}")
+        raise UserError(f"nothing is called {name!r}; {nearest(name, known, 'latticework methods')}")
     return "\n\n".join(parts)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from . import registry
-from .errors import UserError
+from .errors import UserError, nearest
 from .value import Value, digest_of, setting
 
 if TYPE_CHECKING:
@@ -75,6 +75,17 @@ class Given(Dataset):
         return self._held[self.content]
 
 
+def _meant(path: Path) -> str:
+    """What somebody who typed a path or name that is not there may want to read."""
+    beside = [str(other) for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    names = [] if path.parent.name else [e.name for e in registry.entries("data")]  # no name has a folder before it
+    if not names and not beside:
+        return f"the folder {path.parent} {'is empty' if path.parent.is_dir() else 'is not there either'}"
+    if registry.knows("method", str(path)):
+        return f"{path} is a method (methods stand after -m, data before)"
+    return nearest(str(path), [*names, *beside], "latticework data list" if names else f"ls {path.parent}")
+
+
 def open_data(what: Any, settings: Mapping[str, Any] | None = None) -> Dataset:
     """A catalogue name, a path to a user's files, or a Dataset; `settings` are its fields.
 
@@ -94,10 +105,7 @@ def open_data(what: Any, settings: Mapping[str, Any] | None = None) -> Dataset:
     else:
         path = Path(text)
         if not path.exists():
-            known = [e.name for e in registry.entries("data")]
-            from .errors import nearest
-
-            raise UserError(f"{text!r} is neither a file or folder here nor a known data set; {nearest(text, known)}")
+            raise UserError(f"{text!r} is neither a file or folder here nor a known data set; {_meant(path)}")
         value = _from_path(path)
     if not isinstance(value, Dataset):
         raise UserError(f"{text!r} is not a data set")
@@ -110,6 +118,6 @@ def _from_path(path: Path) -> Value:
         reader = entry.load()
         if reader.recognises(path):
             return reader.make({"path": str(path)})  # type: ignore[no-any-return]
-        looked.append(f"{entry.name} ({entry.says})")
-    found = sorted(p.name for p in path.iterdir())[:8] if path.is_dir() else [path.name]
-    raise UserError(f"cannot tell what {path} holds; found {', '.join(found) or 'nothing'}; looked for " + "; ".join(looked))
+        looked.append(f"\n  {entry.name}: {entry.says}")
+    found = f" ({', '.join(sorted(p.name for p in path.iterdir())[:8]) or 'it is empty'})" if path.is_dir() else ""
+    raise UserError(f"cannot tell what {path} holds{found}; what can be read is{''.join(looked)}")

@@ -14,6 +14,10 @@ class UserError(Exception):
     """Something the user gave cannot be used: the message says what, where, and what to do."""
 
 
+class Damaged(UserError):
+    """A file that was written whole is not whole any more."""
+
+
 class Failure(Exception):
     """A job could not be finished, through no mistake in what the user gave."""
 
@@ -30,12 +34,14 @@ class Held(Exception):
     """Another process is at work on this cell."""
 
 
-def nearest(word: str, words: Iterable[str]) -> str:
-    """A hint naming the likeliest meant word, or all of them where none is near."""
+def nearest(word: str, words: Iterable[str], listed: str = "") -> str:
+    """A hint naming the likeliest meant word; where none is near, all of them, or what lists them where they are many."""
     known = sorted(set(words))
     close = difflib.get_close_matches(word, known, n=5, cutoff=0.6)
     if close:
         # of words that are equally near, one with the same letters: two of them were swapped
         likeliest = min(close, key=lambda w: (-difflib.SequenceMatcher(None, w, word).ratio(), sorted(w) != sorted(word)))
         return f"did you mean {likeliest!r}?"
+    if listed and len(known) > 20:
+        return f"`{listed}` lists what is known"
     return "known: " + ", ".join(known) if known else "none are known"

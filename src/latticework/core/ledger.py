@@ -8,7 +8,8 @@
     runs/locks, runs/tmp
 
 A folder is filled under ``tmp`` and renamed, so SIGKILL leaves either all of it or none. A cell in work is held by a
-file lock, which the operating system frees when its process dies.
+file lock, which the operating system frees when its process dies. What is damaged all the same (a disk, a copy cut
+short) counts as not finished, with a warning that names it: it is made again when it is asked for.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from .errors import Failure, Held, UserError
+from .errors import Damaged, Failure, Held, UserError
 from .result import Result
 
 
@@ -36,6 +38,8 @@ def disk_errors(where: Path) -> Iterator[None]:
         yield
     except PermissionError as error:
         raise UserError(f"cannot write in {where}: no permission ({error.strerror}); choose another folder") from None
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"{error.filename or where} is a file where a folder is to be; choose another folder") from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise Failure(
@@ -44,6 +48,22 @@ def disk_errors(where: Path) -> Iterator[None]:
         if error.errno == errno.EROFS:
             raise UserError(f"cannot write in {where}: it is read-only; choose another folder") from None
         raise
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object that `write_json` or `write_whole` left; `Damaged` where it is that no more."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise Damaged(f"{path} is cut short or no JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise Damaged(f"{path} is not what was written (its JSON is {type(found).__name__}, not an object)")
+    return found
+
+
+def passed_over(error: Damaged, then: str) -> None:
+    """Warn of damage that does not stop the work, with what happens instead."""
+    warnings.warn(f"{error}; {then}", stacklevel=3)
 
 
 def write_json(path: Path, plain: Any) -> None:
@@ -143,11 +163,22 @@ class Ledger:
         path = self.root / "cells" / key / "result.json"
         if not path.exists():
             return None
-        return Result.from_plain(json.loads(path.read_text(encoding="utf-8")))
+        try:
+            try:
+                return Result.from_plain(read_json(path))
+            except (AttributeError, KeyError, TypeError) as error:
+                raise Damaged(f"{path} is no cell's result ({type(error).__name__}: {error})") from None
+        except Damaged as error:
+            passed_over(error, "the cell counts as not finished")
+            return None
 
     def findings(self, key: str) -> dict[str, Any]:
         path = self.root / "cells" / key / "findings.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        try:
+            return read_json(path) if path.exists() else {}
+        except Damaged as error:
+            passed_over(error, "the findings of this cell are left out")
+            return {}
 
     def put_result(self, result: Result, findings: Mapping[str, Any] | None = None) -> None:
         def fill(folder: Path) -> None:
@@ -173,8 +204,12 @@ class Ledger:
 
     def last_grid(self) -> dict[str, Any] | None:
         """The grid that was asked for last."""
-        found = sorted((self.root / "grids").glob("*.json"), key=lambda p: p.stat().st_mtime_ns)
-        return json.loads(found[-1].read_text(encoding="utf-8")) if found else None
+        for path in sorted((self.root / "grids").glob("*.json"), key=lambda p: p.stat().st_mtime_ns, reverse=True):
+            try:
+                return read_json(path)
+            except Damaged as error:
+                passed_over(error, "the grid before it is taken")
+        return None
 
     # -- fits ------------------------------------------------------------------------------------------------
     def fit_folder(self, key: str) -> Path | None:
@@ -182,8 +217,8 @@ class Ledger:
         return folder if (folder / "fit.json").exists() else None
 
     def fit_facts(self, key: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.root / "fits" / key / "fit.json").read_text(encoding="utf-8"))
-        return found
+        """What is recorded of a fit; `Damaged` where its file is."""
+        return read_json(self.root / "fits" / key / "fit.json")
 
     def put_fit(self, key: str, fill: Callable[[Path], None], facts: Mapping[str, Any]) -> None:
         def both(folder: Path) -> None:
@@ -195,11 +230,15 @@ class Ledger:
 
     def choice(self, key: str) -> dict[str, Any] | None:
         """The method that a fit ended with and what it cost, where the fit is here or was recorded elsewhere."""
-        if self.fit_folder(key) is not None:
-            facts = self.fit_facts(key)
-            return {name: facts[name] for name in ("chosen", "fit_s", "refs_s")}
         path = self.root / "choices" / f"{key}.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        try:
+            if self.fit_folder(key) is not None:
+                facts = self.fit_facts(key)
+                return {name: facts[name] for name in ("chosen", "fit_s", "refs_s")}
+            return read_json(path) if path.exists() else None
+        except Damaged as error:
+            passed_over(error, "the search is made again")
+            return None
 
     def put_choice(self, key: str, facts: Mapping[str, Any]) -> None:
         """Take over what a search found elsewhere."""

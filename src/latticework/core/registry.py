@@ -132,7 +132,8 @@ def find(noun: str, name: str) -> Entry:
     items = _entries().get((noun, name))
     if not items:
         known = [n for kind, n in _entries() if kind == noun]
-        raise UserError(f"no {noun} is called {name!r}; {nearest(name, known)}")
+        listed = {"method": "latticework methods", "data": "latticework data list"}.get(noun, "")
+        raise UserError(f"no {noun} is called {name!r}; {nearest(name, known, listed)}")
     if len(items) > 1:
         owners = " and ".join(sorted(f"{e.package} ({e.target})" for e in items))
         raise UserError(f"{noun} {name!r} is provided twice, by {owners}; uninstall one or rename it")

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import registry, store
-from .errors import Cancelled, OutOfTime, UserError
-from .ledger import Ledger
+from .errors import Cancelled, Damaged, OutOfTime, UserError
+from .ledger import Ledger, passed_over
 from .method import Backbone, Method, Model, Ref
 from .result import Cost, Metric
 from .task import Part, Task
@@ -124,7 +124,11 @@ class Run:
         folder = self.ledger.work_folder(self.fit_key)
         if not self.fit_key or not (folder / "state.json").exists():
             return None
-        tree = store.read_tree(folder)
+        try:
+            tree = store.read_tree(folder)
+        except Damaged as error:
+            passed_over(error, "the fit starts anew")
+            return None
         self.curve = {name: [tuple(p) for p in points] for name, points in tree["curve"].items()}
         return int(tree["step"]), tree["state"]
 
@@ -237,19 +241,30 @@ def fitted(method: Method, train: Part, valid: Part | None, run: Run) -> Model:
     key = run.identity(method)
     run.fit_key = key
     run.label = run.label or method.name
-    folder = run.ledger.fit_folder(key)
-    if folder is None:
+    found = _stored(run)
+    if found is None:
         with run.ledger.hold(f"fit-{key}", wait=True):
-            folder = run.ledger.fit_folder(key)  # another process may have finished it meanwhile
-            if folder is None:
-                model = _fit(method, train, valid, run)
-                return model
-    run.facts = facts = run.ledger.fit_facts(key)
+            found = _stored(run)  # another process may have finished it meanwhile
+            if found is None:
+                return _fit(method, train, valid, run)
+    facts, model = found
+    run.facts = facts
     run.curve = {name: [tuple(p) for p in points] for name, points in facts["curve"].items()}
     run.refs_s, run.stopped, run.notes = facts["refs_s"], facts["stopped"], list(facts["notes"])
-    model = store.load_model(folder, run.nets)
     late = {k: getattr(method, k) for k in method.late_fields() if k in model.method.late_fields()}
     return model.at(**late) if late else model
+
+
+def _stored(run: Run) -> tuple[dict[str, Any], Model] | None:
+    """What is kept of this fit, with its model; none where its files are damaged: it is made again."""
+    folder = run.ledger.fit_folder(run.fit_key)
+    if folder is None:
+        return None
+    try:
+        return run.ledger.fit_facts(run.fit_key), store.load_model(folder, run.nets)
+    except Damaged as error:
+        passed_over(error, "what was kept of this fit is made again")
+        return None
 
 
 def _fit(method: Method, train: Part, valid: Part | None, run: Run) -> Model:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import registry
-from .errors import UserError
-from .ledger import write_folder, write_json
+from .errors import Damaged, UserError
+from .ledger import read_json, write_folder, write_json
 
 if TYPE_CHECKING:
     from .method import Model
@@ -71,10 +71,24 @@ def write_tree(folder: Path, tree: Any) -> None:
 
 
 def read_tree(folder: Path) -> Any:
+    """What `write_tree` wrote; `Damaged` where one of its files is."""
+    skeleton = read_json(folder / "state.json")
+    tensors = _tensors(folder / "state.safetensors")
+    try:
+        return unflatten(skeleton, tensors)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise Damaged(f"{folder} is no checkpoint ({type(error).__name__}: {error})") from None
+
+
+def _tensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    skeleton = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    return unflatten(skeleton, load_file(folder / "state.safetensors"))
+    try:
+        found: dict[str, Any] = load_file(path)
+        return found
+    except (SafetensorError, FileNotFoundError) as error:
+        raise Damaged(f"{path} is damaged: {error}") from None
 
 
 def fill_model(model: Model, folder: Path, provenance: Mapping[str, Any]) -> None:
@@ -118,8 +132,11 @@ def read_head(folder: Path) -> dict[str, Any]:
     try:
         head: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         version = int(head["format"])
+        for name, kind in (("method", dict), ("schema", dict), ("files", dict)):
+            if not isinstance(head[name], kind):
+                raise TypeError(f"{name} is {type(head[name]).__name__}")
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is cut short or not a model's JSON ({error}); fit the model again") from None
+        raise Damaged(f"{path} is cut short or not a model's JSON ({error}); fit the model again") from None
     if version > FORMAT:
         raise UserError(
             f"{folder} was written by a newer version (format {version}, this one reads {FORMAT}); upgrade latticework"
@@ -140,9 +157,6 @@ def load_model(folder: Path | str, nets: Mapping[str, str] | None = None) -> Mod
 
     `nets` says again where a user's own nets are (name in the model -> module:function); a model file names no code.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     folder = Path(folder)
     entry = own_form(folder) if folder.is_file() else None
     if entry is not None:
@@ -152,17 +166,17 @@ def load_model(folder: Path | str, nets: Mapping[str, str] | None = None) -> Mod
     for name, expected in head["files"].items():
         path = folder / Path(name).name
         if not path.is_file():
-            raise UserError(f"{folder}: {name} is missing; copy the whole folder")
+            raise Damaged(f"{folder}: {name} is missing; copy the whole folder")
         if _sha(path) != expected:
-            raise UserError(f"{path} is not the file that was saved (its SHA-256 differs): cut short or changed; fit again")
+            raise Damaged(f"{path} is not the file that was saved (its SHA-256 differs): cut short or changed; fit again")
         if path.suffix == ".skops":
             state[path.stem] = _read_estimator(path)
         else:
-            try:
-                state |= load_file(path)
-            except SafetensorError as error:
-                raise UserError(f"{path} is damaged: {error}") from None
-    method = registry.class_value("method", head["method"])
+            state |= _tensors(path)
+    try:
+        method = registry.class_value("method", head["method"])
+    except UserError as error:
+        raise UserError(f"{folder / 'model.json'}: {error}; it is of another version, or was changed: fit again") from None
     schema = head["schema"] | ({"nets": dict(nets)} if nets else {})
     model: Model = method.model.restore(method, schema, state)
     return model
