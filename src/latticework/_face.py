@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -294,7 +295,7 @@ def compare_grid(
         case.task.fold(case.data, case.pairs[0][0])
     ledger = Ledger(runs)
     options = Options(pick_device(device), precision, threads, time, debug, dict(nets or {}))
-    command = command or command_of(grid)
+    command = command or command_of(grid, precision)
     ledger.put_grid(grid.plain(), command)
     return Board.of(grid, run_grid(grid, str(ledger.root), options, **how), ledger, command)
 
@@ -333,8 +334,16 @@ def _named(what: Any) -> str:
     return f"{value.name}({inner})" if inner else value.name
 
 
-def command_of(grid: Grid) -> str:
-    """The command line that runs a grid."""
+def command_of(grid: Grid, precision: str = "float32") -> str:
+    """The command line that runs a grid; a call in Python where the command line has no option for a part of it."""
+    if grid.sweep or precision != "float32":
+        other = [k for k in Grid.model_fields if k not in ("data", "entries", "tasks", "settings")]
+        given = {k: getattr(grid, k) for k in other if getattr(grid, k) != Grid.model_fields[k].default}
+        given |= {"task": grid.tasks[0]} if grid.tasks else {}
+        given |= {"settings": dict(grid.settings)} if grid.settings else {}
+        given |= {"precision": precision} if precision != "float32" else {}
+        named = "".join(f", {name}={value!r}" for name, value in given.items())
+        return f"latticework.compare({list(grid.data)!r}, {list(grid.entries)!r}{named})"
     words = ["latticework", "compare", *grid.data]
     if grid.entries:
         words += ["-m", ",".join(grid.entries)]
@@ -343,10 +352,12 @@ def command_of(grid: Grid) -> str:
     words += ["--repeats", str(grid.repeats)]
     if grid.tune:
         words += ["--tune", str(grid.tune), *(["--tune-once"] if grid.tune_once else [])]
+    elif grid.classic != 5:
+        words += ["--classic", str(grid.classic)]
     if not grid.baselines:
         words.append("--no-baselines")
-    for key, value in grid.settings:
-        words += ["-s", f"{key}={value}"]
+    for key, value in grid.plain()["settings"]:
+        words += ["-s", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
     return shlex.join(words)
 
 

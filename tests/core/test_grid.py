@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 
+from latticework import _face as face
 from latticework.cli.verbs import app
 from latticework.core import registry, store
 from latticework.core.board import Board
@@ -453,6 +457,46 @@ def test_the_cost_is_said_beforehand(tmp_path: Path) -> None:
     of_entry = sum(cell.entry == entry for cell in grid.cells())
     assert elsewhere["seconds"] == 100 * of_entry and elsewhere["unknown"] == 9 - of_entry
     assert forecast(grid, str(tmp_path), told={(case.label, entry): 1e6})["seconds"] < 1e6  # what was seen here counts
+
+
+def test_failed_cells_that_run_again_are_foreseen(tmp_path: Path) -> None:
+    grid, ledger = Grid.make(SMALL | {"entries": ["majority"]}), Ledger(tmp_path)
+    run_grid(grid, str(tmp_path))
+    first = next(iter(ledger.results()))
+    ledger.put_result(first._replace(status="failed"))
+    assert forecast(grid, str(tmp_path))["left"] == 0 and forecast(grid, str(tmp_path), retry=True)["left"] == 1
+
+
+def test_the_command_of_a_grid_runs_the_same_grid(graph_folder: Path) -> None:
+    asked: list[Any] = []
+
+    def again(data: Any, methods: Any, **how: Any) -> None:
+        asked.append(
+            face.grid_of(data, methods, **{k: v for k, v in how.items() if k in inspect.signature(face.grid_of).parameters})
+        )
+
+    made = face.grid_of(
+        str(graph_folder),
+        "mlp(epochs=5),svd",
+        repeats=2,
+        classic=2,
+        settings={"task.train": 0.5, "dim": 4},
+    )
+    given = face.command_of(made)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "latticework.cli._board.run_and_show", lambda face, **how: again(how.pop("data"), how.pop("methods"), **how)
+        )
+        app(shlex.split(given)[1:], standalone_mode=False)
+    assert asked[0].cases()[0].entries == made.cases()[0].entries and asked[0].plain() | {"settings": []} == made.plain() | {
+        "settings": []
+    }
+
+    swept = face.grid_of(str(graph_folder), "mlp", sweep=[("dropout", [0.1, 0.5])], task="node-classification", baselines=False)
+    text = face.command_of(swept, "float64")
+    assert "precision='float64'" in text
+    eval(text, {"latticework": SimpleNamespace(compare=again)})
+    assert asked[1] == swept
 
 
 def test_no_overhead_worth_a_word(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ def run_and_show(face: Any, *, out: list[Path], **options: Any) -> None:
     grid = face.grid_of(
         **{k: options[k] for k in ("data", "methods", "task", "repeats", "tune", "tune_once", "baselines", "classic", "settings")}
     )
-    say_cost(console, grid, options["runs"])
+    say_cost(console, grid, options["runs"], retry=options["retry"])
     with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
         console=console, transient=True, disable=not console.is_terminal,
@@ -35,12 +35,12 @@ def run_and_show(face: Any, *, out: list[Path], **options: Any) -> None:
     show_board(board, out)
 
 
-def say_cost(console: Any, grid: Any, runs: Path, told: Mapping[tuple[str, str], float] = {}) -> None:
+def say_cost(console: Any, grid: Any, runs: Path, told: Mapping[tuple[str, str], float] = {}, retry: bool = False) -> None:
     """How many cells, how many are done, and how long the rest will take by recorded costs (`told`: those recorded elsewhere)."""
     from latticework.core.board import seconds
     from latticework.core.grid import forecast
 
-    cost = forecast(grid, str(runs), told=told)
+    cost = forecast(grid, str(runs), told=told, retry=retry)
     text = f"{cost['cells']} cells, {cost['cells'] - cost['left']} finished before"
     if cost["left"]:
         known = cost["left"] - cost["unknown"]

@@ -312,7 +312,9 @@ def once_tuned(fit_s: float, refs_s: float, trials: int) -> float:
     return max(fit_s, refs_s / max(trials, 1))
 
 
-def forecast(grid: Grid, root: str, options: Options = Options(), told: Mapping[tuple[str, str], float] = {}) -> dict[str, Any]:
+def forecast(
+    grid: Grid, root: str, options: Options = Options(), told: Mapping[tuple[str, str], float] = {}, retry: bool = False
+) -> dict[str, Any]:
     """What is to run and what it will cost, by what the same method cost on the same data in this ledger.
 
     `told`: seconds of a cell by (case, entry) that were measured elsewhere, for what this ledger does not know.
@@ -330,7 +332,8 @@ def forecast(grid: Grid, root: str, options: Options = Options(), told: Mapping[
     for case in grid.cases():
         for _, cell in case.cells():
             every += 1
-            if ledger.result(key_of(cell, options, digests)) is not None:
+            done = ledger.result(key_of(cell, options, digests))
+            if done is not None and not (retry and done.status != "done"):
                 continue
             left += 1
             found = known.get(digest_of([cell.method, digests[repr(cell.data)]]))
