@@ -31,12 +31,14 @@ from latticework.nodes.federated import (
     FedAvg,
     FederatedMethod,
     FedProx,
+    Kept,
     Local,
     Strategy,
     Trainer,
     Update,
     fill,
     flat,
+    mean_accuracy,
     simulate,
 )
 from latticework.nodes.federated_tasks import FederatedNodeClassification
@@ -291,6 +293,18 @@ def test_read_outs_are_what_they_say(three: Partition) -> None:
     chances = model.at(read_out="last").predict(fold.valid)
     for k, (p, y) in enumerate(zip(chances, fold.valid.truth, strict=True)):  # type: ignore[union-attr]
         assert float((p.argmax(1) == y).mean()) == pytest.approx(float(history[-1, k]))
+
+
+def test_the_best_round_hangs_on_no_order_of_the_clients() -> None:
+    """A round that is another's in another order of the clients is as good as it, and not better."""
+    shares = np.random.default_rng(0).integers(1, 40, 12) / 41
+    for seed in range(50):
+        order = np.random.default_rng(seed).permutation(12)
+        kept = Kept(12, torch.zeros(3))
+        kept.look(torch.zeros(12, 3), torch.from_numpy(shares))
+        kept.look(torch.ones(12, 3), torch.from_numpy(shares[order]))
+        assert not kept.weights["best-valid"].any()
+        assert kept.best_mean == mean_accuracy(shares[order].tolist())
 
 
 def test_a_client_without_validation_leaves_the_mean(three: Partition) -> None:

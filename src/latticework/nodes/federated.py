@@ -13,7 +13,7 @@ Heterogeneous Networks" (MLSys 2020, arXiv 1812.06127), algorithm 2.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
@@ -513,8 +513,8 @@ class Kept:
 
     def __init__(self, clients: int, start: Tensor) -> None:
         self.weights = {word: start.repeat(clients, 1) for word in READ_OUTS}
-        self.best = torch.full((clients,), -1.0)
-        self.best_mean = torch.tensor(-1.0)
+        self.best = torch.full((clients,), -1.0, dtype=torch.float64)
+        self.best_mean = -1.0
         self.history: dict[str, list[Tensor]] = {"valid": [], "sparsity": [], "sent": [], "similarity": []}
 
     def look(self, now: Tensor, valid: Tensor) -> None:
@@ -527,13 +527,18 @@ class Kept:
             self.weights["best-valid"] = self.weights["own-best"] = now
             return
         # a client without validation nodes cannot choose for itself: it follows the mean, which leaves it out
-        mean = valid[known].mean()
-        better = torch.where(known, valid > self.best, mean > self.best_mean)
+        mean = mean_accuracy(valid[known].tolist())
+        better = torch.where(known, valid > self.best, torch.full_like(known, mean > self.best_mean))
         self.best = torch.where(known & better, valid, self.best)
         self.weights["own-best"] = torch.where(better[:, None], now, self.weights["own-best"])
         if mean > self.best_mean:
             self.best_mean = mean
             self.weights["best-valid"] = now
+
+
+def mean_accuracy(shares: Collection[float]) -> float:
+    """The mean over clients that a model is chosen by; summed exactly, so that it is the same in any order of the clients."""
+    return math.fsum(shares) / len(shares)
 
 
 def simulate(method: FederatedMethod, trainers: Sequence[Trainer], train: Part, run: Run) -> FederatedModel:
@@ -555,7 +560,7 @@ def simulate(method: FederatedMethod, trainers: Sequence[Trainer], train: Part, 
         updates = {t.name: t.train(strategy.model_for(t.name), round, run) for t in asked}
         used = strategy.receive(updates)
         dropped += len(updates) - len(used)
-        valid, sent = torch.full((K,), math.nan), torch.zeros(K)
+        valid, sent = torch.full((K,), math.nan, dtype=torch.float64), torch.zeros(K)
         now, sparse = kept.weights["last"].clone(), torch.zeros(K)
         for trainer in trainers:
             mine = [j.place for j in trainer.judged] or ([*range(K)] if len(trainers) == 1 else [trainers.index(trainer)])

@@ -37,7 +37,7 @@ from latticework.core.ledger import write_whole
 from latticework.core.run import Run
 from latticework.data.graph import Graph
 
-from .federated import FederatedMethod, Judged, Kept, Plain, Trainer, Update, bytes_of, fill, participants
+from .federated import FederatedMethod, Judged, Kept, Plain, Trainer, Update, bytes_of, fill, mean_accuracy, participants
 
 RECORDS = {"theta": ("theta",), "embedding": ("embedding",), "counts": ("nodes", "correct", "asked")}
 SETTINGS, CLIENT = "LATTICEWORK_FEDERATE_SERVER", "LATTICEWORK_FEDERATE_CLIENT"
@@ -209,7 +209,7 @@ class Party:
         """A round, and what of it may be sent."""
         self._best(best)
         update = self.trainer.train(theta, round, self.run)
-        valid = torch.tensor([update.correct / update.asked if update.asked else math.nan])
+        valid = torch.tensor([update.correct / update.asked if update.asked else math.nan], dtype=torch.float64)
         chosen = self.kept.weights["best-valid"]
         self.kept.look(self.trainer.evaluated()[None], valid)
         self.kept.weights["best-valid"] = chosen  # of which the mean over all clients decides, and the server knows it
@@ -233,7 +233,7 @@ class Party:
         self._best(best)
         if not self.trainer.rounds:
             fill(self.trainer.shared, theta)
-            now, none = self.trainer.evaluated()[None], torch.tensor([math.nan])
+            now, none = self.trainer.evaluated()[None], torch.tensor([math.nan], dtype=torch.float64)
             self.kept.look(now, none)
             for word, value in (("valid", none), ("sparsity", torch.zeros(1)), ("sent", torch.zeros(1))):
                 self.kept.history[word].append(value)
@@ -375,7 +375,7 @@ class Server:
         self.slow = (self.slow | set(missing)) - set(replies)
         fresh = {n: updates[n].correct / updates[n].asked for n in used if updates[n].asked}
         self.shares |= fresh  # as in one process, who was not asked counts with the model that it has
-        mean = float(np.mean(list(self.shares.values()))) if fresh else None
+        mean = mean_accuracy(self.shares.values()) if fresh else None
         if mean is not None and mean > self.best:
             self.best = mean
             self.untold = set(self.nodes())
