@@ -297,12 +297,12 @@ def test_read_outs_are_what_they_say(three: Partition) -> None:
 
 def test_the_best_round_hangs_on_no_order_of_the_clients() -> None:
     """A round that is another's in another order of the clients is as good as it, and not better."""
-    shares = np.random.default_rng(0).integers(1, 40, 12) / 41
+    shares = np.random.default_rng(0).integers(1, 7, 10) / 7
     for seed in range(50):
-        order = np.random.default_rng(seed).permutation(12)
-        kept = Kept(12, torch.zeros(3))
-        kept.look(torch.zeros(12, 3), torch.from_numpy(shares))
-        kept.look(torch.ones(12, 3), torch.from_numpy(shares[order]))
+        order = np.random.default_rng(seed).permutation(10)
+        kept = Kept(10, torch.zeros(3))
+        kept.look(torch.zeros(10, 3), torch.from_numpy(shares))
+        kept.look(torch.ones(10, 3), torch.from_numpy(shares[order]))
         assert not kept.weights["best-valid"].any()
         assert kept.best_mean == mean_accuracy(shares[order].tolist())
 
