@@ -305,7 +305,7 @@ def report(runs: str | Path) -> Board:
     from latticework.core.board import Board
     from latticework.core.grid import finished
 
-    if not Path(runs).is_dir():
+    if not (Path(runs) / "cells").is_dir():
         raise UserError(f"{runs} is no folder of runs; name the one that `compare --runs` wrote")
     ledger = Ledger(runs)
     found = ledger.last_grid()

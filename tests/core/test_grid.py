@@ -339,6 +339,8 @@ def test_a_part_of_a_table_is_run_first(
     app([*words, "-m", "majority"], standalone_mode=False)
     assert "**Partial: 5 of 8 cells are finished.**" in page(table)
     assert "4 cells, 1 finished before" in capsys.readouterr().err
+    app([*words, "--on", "karate,digits-knn", "--on", "karate", "-m", "majority,mlp(epochs=5)"], standalone_mode=False)
+    assert "8 cells, 5 finished before" in capsys.readouterr().err
     for option, name in (("--on", "cora"), ("-m", "mlp")):
         with pytest.raises(UserError, match=f"the table small has no .* '{name}'"):
             app([*words, option, name], standalone_mode=False)

@@ -159,6 +159,22 @@ def test_a_folder_of_runs_with_a_file_in_its_place_is_a_sentence(tmp_path: Path)
         Ledger(tmp_path / "cells" / "runs")
 
 
+def test_a_folder_in_the_place_of_a_file_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "answers").mkdir()
+    with pytest.raises(
+        UserError, match=r"answers is a folder where a file is to be; name the file too, as .*answers/answers.csv"
+    ):
+        write_whole(tmp_path / "answers", "x")
+    assert [*tmp_path.iterdir()] == [tmp_path / "answers"]
+
+
+def test_a_report_leaves_a_strangers_folder_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("x")
+    with pytest.raises(UserError, match="is no folder of runs"):
+        lw.report(tmp_path)
+    assert [*tmp_path.iterdir()] == [tmp_path / "mine.txt"]
+
+
 DAMAGE: list[tuple[str, Any, str]] = [
     ("cells/*/result.json", lambda data: data[:40], r"result\.json is cut short.*counts as not finished"),
     ("cells/*/result.json", lambda data: b"null", r"result\.json is not what was written.*counts as not finished"),

@@ -351,19 +351,24 @@ def report(
 )
 def reproduce(
     papers: Annotated[list[str], typer.Argument(help="Papers, or a Grid named in a wing's TOML.")],
-    claim: Annotated[list[str], typer.Option(help="Only this claim; may be repeated.")] = [],
+    claim: Annotated[list[str], typer.Option(help="Only these claims, with commas; may be repeated.")] = [],
     record: Annotated[bool, typer.Option("--record", help="Write what was measured beside the claims.")] = False,
     runs: Runs = Path("runs/evidence"),
-    on: Annotated[list[str], typer.Option(help="Of a Grid: only these of its data sets; may be repeated.")] = [],
-    method: Annotated[list[str], typer.Option("--method", "-m", help="Of a Grid: only these of its entries.")] = [],
+    on: Annotated[list[str], typer.Option(help="Of a Grid: only these of its data sets, with commas; may be repeated.")] = [],
+    method: Annotated[
+        list[str], typer.Option("--method", "-m", help="Of a Grid: only these of its entries, with commas; may be repeated.")
+    ] = [],
     repeats: Annotated[int | None, typer.Option(help="Of a Grid: so many folds or seeds first.", min=1)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Of a Grid: take over its recorded cells, run the rest.")] = False,
     jobs: Annotated[int, typer.Option(help="Cells at the same time.", min=1)] = 1,
     device: Device = "cpu",
 ) -> None:
     """Run a paper's claims: its figure beside ours. Claims are made for one thread of a CPU; --device runs them elsewhere."""
+    from latticework.core.registry import split_outside
+
     from ._reproduce import Wanted, reproduce_papers
 
+    claim, on, method = ([name for given in words for name in split_outside(given, ",")] for words in (claim, on, method))
     reproduce_papers(papers, Wanted(claim, on, method, repeats, resume, record, runs, jobs, device))
 
 

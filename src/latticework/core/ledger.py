@@ -33,13 +33,15 @@ from .result import Result
 
 @contextlib.contextmanager
 def disk_errors(where: Path) -> Iterator[None]:
-    """Turn a full disk or a missing permission into a sentence."""
+    """Turn a full disk, a missing permission or a folder in a file's place into a sentence."""
     try:
         yield
     except PermissionError as error:
         raise UserError(f"cannot write in {where}: no permission ({error.strerror}); choose another folder") from None
     except (FileExistsError, NotADirectoryError) as error:
         raise UserError(f"{error.filename or where} is a file where a folder is to be; choose another folder") from None
+    except IsADirectoryError:
+        raise UserError(f"{where} is a folder where a file is to be; name the file too, as {where / 'answers.csv'}") from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise Failure(

@@ -52,8 +52,8 @@ def part_of(table: Table, on: Sequence[str] = (), entries: Sequence[str] = (), r
             if name not in known:
                 raise UserError(f"the table {table.name} has no {what} {name!r}; {nearest(name, known)}")
     return grid.but(
-        data=tuple(on) or grid.data,
-        entries=tuple(entries) or grid.entries,
+        data=tuple(dict.fromkeys(on)) or grid.data,
+        entries=tuple(dict.fromkeys(entries)) or grid.entries,
         repeats=min(repeats or grid.repeats, grid.repeats),
         baselines=grid.baselines and not entries,
     )
