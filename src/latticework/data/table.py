@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +82,7 @@ def read_table(path: Path) -> pl.DataFrame:
             infer_schema=False, schema={f"c{i}": pl.Utf8 for i in range(len(names))},
         )  # fmt: skip
     except pl.exceptions.PolarsError as error:
-        _exact_width(path, data, len(names), separator)
+        _exact_width(path, data, len(names), separator, free=False)
         raise UserError(f"{path} is not a table with {len(names)} columns: {error}") from None
     if frame.width != len(names):
         _exact_width(path, data, len(names), separator)
@@ -148,10 +148,28 @@ def _check_width(path: Path, data: bytes, columns: int, separator: str) -> None:
     _exact_width(path, data, columns, separator)
 
 
-def _exact_width(path: Path, data: bytes, columns: int, separator: str) -> None:
-    for row in (reader := csv.reader(io.StringIO(data.decode()), delimiter=separator)):
-        if len(row) != columns:
-            raise UserError(f"{path}, line {reader.line_num}: {len(row)} cells where the header has {columns}")
+def _exact_width(path: Path, data: bytes, columns: int, separator: str, free: bool = True) -> None:
+    """Every row, read with its quotes, has as many cells as the header; `free`: a quote may stand within a cell that has none around it."""
+    lines: list[str] = []  # of the row that is read
+
+    def kept() -> Iterator[str]:
+        for line in io.StringIO(data.decode(), newline="\n"):
+            lines.append(line)
+            yield line
+
+    why, begins = "quotes stand around whole cells, and one within a cell is written twice", 1
+    reader = csv.reader(kept(), delimiter=separator, strict=True)
+    try:
+        for row in reader:
+            if len(row) != columns:
+                raise UserError(f"{path}, line {reader.line_num}: {len(row)} cells where the header has {columns}")
+            for cell in row if not free else ():
+                if '"' in cell and '"' + cell.replace('"', '""') + '"' not in "".join(lines):
+                    raise UserError(f"{path}, line {begins}: {why}; found {cell}")
+            begins = reader.line_num + 1
+            lines.clear()
+    except csv.Error as error:
+        raise UserError(f"{path}, line {begins}: {why} ({error})") from None
 
 
 def column_named(frame: pl.DataFrame, *names: str) -> str | None:
