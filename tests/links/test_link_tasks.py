@@ -543,6 +543,71 @@ def test_a_file_in_another_order_is_matched_by_name(tmp_path: Path) -> None:
     assert graph.nodes == 60
 
 
+def test_a_heuristic_answers_for_the_nodes_of_the_file_alone(tmp_path: Path) -> None:
+    links_csv(tmp_path / "links.csv")
+    fitted = lw.fit("common-neighbours", tmp_path / "links.csv", settings={"task.k": 5})
+    fitted.save(tmp_path / "m")
+    (tmp_path / "new.csv").write_text("source,target\nA,B\nB,C\n")
+    for model in (fitted, lw.load(tmp_path / "m")):
+        found = model.predict(tmp_path / "new.csv", top=5)
+        ids = found.part.query.ids
+        assert [(ids[i], ids[j]) for i, j in found.values.pairs.T] == [("A", "C")] and found.values.score.tolist() == [1.0]
+
+
+@pytest.mark.parametrize("name", ["common-neighbours", "katz", "link-mf", "svd"])
+def test_who_reads_no_features_asks_for_none(name: str) -> None:
+    graph = blocks()
+    assert graph.x is not None
+    bare = replace(graph, x=None, features=(), _cache={})
+    other = replace(graph, x=graph.x[:, :2], features=("p", "q"), _cache={})
+    how = {"epochs": 2, "hidden": 8} if name == "link-mf" else {}
+    fitted = lw.fit(name, graph, task="link-prediction", settings={"task.k": 5, **how})
+    one, two, three = (fitted.predict(g, top=20).values.score for g in (graph, bare, other))
+    assert np.array_equal(one, two) and np.array_equal(one, three)
+    with pytest.raises(UserError, match="needs the node features"):
+        lw.fit("gcn-links", graph, settings={"task.k": 5, "epochs": 2}).predict(bare)
+
+
+def test_what_is_merged_is_said(tmp_path: Path) -> None:
+    (tmp_path / "edges.csv").write_text(
+        "source,target\n" + "".join(f"{i},{(i * 7 + j) % 30}\n" for i in range(30) for j in range(4))
+    )
+    fitted = lw.fit("common-neighbours", tmp_path / "edges.csv", settings={"task.k": 3, "data.directed": True})
+    assert fitted.run is not None and fitted.run.notes[0] == "directed edges count as links: each pair once, both ways"
+    assert any("self-loops do not count as links" in note for note in fitted.run.notes)
+    rng = np.random.default_rng(0)
+    src, dst = rng.integers(0, 20, (2, 200))
+    events = in_order(Events(tuple(map(str, range(20))), src, dst, np.arange(200.0), np.ones(200, np.float32)))
+    fitted = lw.fit("common-neighbours", events, task="link-prediction", settings={"task.k": 3})
+    assert fitted.run is not None and "weights of events are not read" in fitted.run.notes
+
+
+def test_an_encoder_of_other_nodes_is_named() -> None:
+    fitted = lw.fit("svd", blocks(), task="link-prediction", settings={"task.k": 5})
+    with pytest.raises(UserError, match=r"^svd answers for .* latticework fit svd -s task=link-prediction NEW-DATA"):
+        fitted.predict(blocks(80))
+
+
+def test_top_goes_with_no_file_of_pairs(tmp_path: Path) -> None:
+    links_csv(tmp_path / "links.csv")
+    (tmp_path / "pairs.csv").write_text("source,target\nnode 0,node 1\n")
+    fitted = lw.fit("common-neighbours", tmp_path / "links.csv", settings={"task.k": 5})
+    with pytest.raises(UserError, match="give one of them"):
+        fitted.predict(tmp_path / "links.csv", pairs=tmp_path / "pairs.csv", top=1)
+
+
+def test_a_node_with_itself_is_judged_by_nobody(tmp_path: Path) -> None:
+    (tmp_path / "truth.csv").write_text("source,target,label\na,b,1\nc,c,0\n")
+    (tmp_path / "answers.csv").write_text("source,target,score\na,b,1\nc,c,0\n")
+    with pytest.raises(UserError, match=r"answers\.csv, line 3: 'c' is paired with itself"):
+        lw.score("link-prediction", tmp_path / "answers.csv", tmp_path / "truth.csv", {"task.k": 1})
+
+
+def test_no_link_is_no_data_for_links() -> None:
+    with pytest.raises(UserError, match="no two different nodes are joined"):
+        LinkPrediction().for_data(open_data(finish(Graph(np.array([[0, 1], [0, 1]]), ("a", "b"), directed=False), False)))
+
+
 def test_features_are_matched_by_name() -> None:
     graph = blocks()
     assert graph.x is not None

@@ -23,6 +23,7 @@ from latticework.core.task import Fold, Part
 from latticework.data.graph import Graph, finish, undirected_pairs
 from latticework.links import heuristics
 from latticework.links.neural_common_neighbor.method import NCN, LinkNet, NCNModel, pattern_of
+from latticework.links.neural_common_neighbor.predictor import prior_odds
 from latticework.links.neural_common_neighbor.sets import joined, without
 from latticework.links.tasks import LinkPairs, LinkPrediction
 from latticework.testing import check_method
@@ -127,6 +128,43 @@ def test_a_step_does_not_see_its_own_links(encoder: str) -> None:
         with torch.no_grad():
             a, b = (float(method.loss(net, graph, links, others, part, x, "cpu")) for graph in (A, bare))
         assert (a == b) == removed
+
+
+@pytest.mark.parametrize("links", [1, 2, 5, 200, 3455, 3456, 9999])
+def test_a_step_leaves_most_of_a_small_graph(links: int) -> None:
+    size = NCN().links_of_a_step(links)
+    assert 1 <= size <= max(1, links / 3) and (size == 1152 or links < 3456)
+    assert NCN().but(remove_targets=False).links_of_a_step(links) == 1152
+
+
+def test_no_step_of_a_small_graph_looks_at_an_empty_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the default batch, greater than the whole graph."""
+    left: list[float] = []
+
+    def seen(A: Any, links: Any) -> Any:
+        bare = without(A, links)
+        left.append(bare.nnz / A.nnz)
+        return bare
+
+    monkeypatch.setattr("latticework.links.neural_common_neighbor.method.without", seen)
+    task = LinkPrediction(k=5)
+    fold, run = task.fold(open_data("karate"), "random-0"), Run(task=task, seed=0, label="ncn")
+    with run.seeded():
+        tiny(batch=1152).fit(fold.train, fold.valid, run)
+    assert len(left) >= 12 and min(left) > 0.6
+    links = fold.train.query.pairs.shape[1]
+    assert f"steps of {links // 3} links instead of 1152: two thirds of the graph must be left without them" in run.notes
+
+
+@pytest.mark.parametrize("pt", [1e-50, 1e-6, 1.0])
+def test_completion_is_finite_for_every_share(pt: float) -> None:
+    """Where a link is all but sure and its odds are multiplied by next to nothing."""
+    logit = torch.tensor([-1e3, -3.0, 0.0, 3.0, 1e3], requires_grad=True)
+    found = prior_odds(logit, pt, 1.0, 100.0, -100.0)
+    found.sum().backward()
+    assert logit.grad is not None and torch.isfinite(logit.grad).all() and (found >= 0).all() and (found <= 1).all()
+    learned = prior_odds(logit, torch.full((5,), pt), 1.0, 100.0, -100.0)
+    assert torch.isfinite(learned).all() and torch.allclose(learned, found, atol=1e-6)
 
 
 # -- the model -------------------------------------------------------------------------------------------------------

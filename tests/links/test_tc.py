@@ -80,7 +80,19 @@ def test_a_small_graph_needs_no_settings() -> None:
     """Without a fit here, the k of the task's Hits@k asks nothing of the graph; the split is the same."""
     assert lw.probe("topological-concentration", "karate").scalars == probed("karate").scalars
     with pytest.raises(UserError, match=r"use -s task\.k="):
-        lw.probe("topological-concentration", "karate", settings={"model.method": "common-neighbours"})
+        lw.probe("topological-concentration", "karate", settings={"model.method": "gcn-links"})
+
+
+def test_a_complete_graph_is_measured_too() -> None:
+    """No pair without a link is needed where nothing is judged, and none is chosen by a heuristic."""
+    i, j = np.triu_indices(12, 1)
+    graph = finish(Graph(np.stack([i, j]), tuple(f"n{k}" for k in range(12)), directed=False), False)
+    found = lw.probe("topological-concentration", graph)
+    assert 0 < found.scalars["TC of train neighbours"] <= 1
+    with pytest.raises(UserError, match="every node is joined to every other"):
+        lw.probe("topological-concentration", graph, settings={"model.method": "common-neighbours"})
+    karate = lw.probe("topological-concentration", "karate", settings={"model.method": "common-neighbours"})
+    assert karate.scalars["nodes ranked for"] > 0
 
 
 def test_nothing_is_written_without_a_folder() -> None:

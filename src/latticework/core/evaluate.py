@@ -107,6 +107,7 @@ def _judge(
         if refusal:
             raise UserError(f"{method.name} cannot be used here: {refusal}")
         parts = task.fold(data, fold)
+        run.notes += task.reads(data)
         model = fitted(method, parts.train, parts.valid, run)
         before = time.perf_counter()
         scores: list[Score] = []
@@ -189,6 +190,7 @@ def fit(
         nets=options.nets, label=method.name,
     )  # fmt: skip
     parts = task.fold(data, fold)
+    run.notes += task.reads(data)
     model = fitted(method, parts.train, parts.valid, run)
     task.settle(model, parts)
     return model, run
@@ -198,7 +200,8 @@ def ask(
     model: Model, task: Task, data: Dataset | None, query: Mapping[str, Any] | None = None, run: Run | None = None
 ) -> tuple[Any, Part]:
     """Answers for a user's files."""
-    part = task.ask(data, task.Query.make(query or {}), model.schema)
+    schema = {**model.schema, "reads_features": model.method.reads_features}
+    part = task.ask(data, task.Query.make(query or {}), schema)
     run = run or Run(task=task, digest=data.digest() if data else "", fold="ask")
     with run.seeded("answer"):
         return task.answer(model, part, run), part

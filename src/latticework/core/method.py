@@ -54,6 +54,7 @@ class Method(Value):
     noun: ClassVar[str] = "method"
     tasks: ClassVar[tuple[str, ...]] = ()
     gives: ClassVar[tuple[type[Any], ...]] = ()
+    reads_features: ClassVar[bool] = True  # False: the structure alone is read, so later data may lack them or bring others
     chance: ClassVar[bool] = True  # False: the seed changes nothing, so it counts once a fold
 
     def refuses(self, task: Task, facts: Facts) -> str | None:

@@ -78,6 +78,10 @@ class Task(Value):
         """Arrays of the test part's truth that nothing within a method's reach may hold; `check_task` looks for them."""
         return [test.truth]
 
+    def reads(self, data: Dataset) -> list[str]:
+        """What of the data it reads otherwise than it is written, or not at all; stands in the record of a fit."""
+        return []
+
     def settle(self, model: Any, fold: Fold) -> None:
         """What a model for use still takes in after its fit (a stream's last events); a judged one is left as it is."""
         return None

@@ -29,7 +29,7 @@ from latticework.core.value import setting
 from latticework.layers.propagation import SparseOperator, WeakCache, normalised_adjacency
 from latticework.layers.sparse_features import SparseFeatures, compact
 
-from .heuristics import adamic_adar, by_rows, katz_rows, pagerank_rows, pattern, resource_allocation, shared
+from .heuristics import adamic_adar, by_rows, katz_rows, pagerank_rows, pattern, resource_allocation, shared, to_digits
 from .negatives import non_links
 
 Array = NDArray[Any]
@@ -49,26 +49,29 @@ def pattern_of(part: Part) -> sp.csr_array:
 def same_nodes(model: Model, part: Part) -> None:
     """Refuse other nodes than the fitted ones, saying how to go on."""
     if part.schema["graph"] != model.schema["graph"]:
-        name, known = model.method.name, set(model.schema["ids"])
+        method, known = model.method, set(model.schema["ids"])
+        name, again = method.name, method.name
+        if isinstance(method, LinkReadout):
+            name, again = method.encoder.name, f"{method.encoder.name} -s task=link-prediction"
         new = [i for i in part.schema["ids"] if i not in known]
         what = f"first {new[0]!r} is new" if new else f"{len(known) - len(part.schema['ids'])} of them are missing"
         raise UserError(
             f"{name} answers for the {len(known)} nodes it was fitted on, and these are others ({what}); fit again: "
-            f"latticework fit {name} NEW-DATA -o MODEL"
+            f"latticework fit {again} NEW-DATA -o MODEL"
         )
 
 
 # -- counts and walks --------------------------------------------------------------------------------------------------------
 class HeuristicModel(Model):
-    """Nothing is learned: scores are computed from the graph that is given."""
+    """Nothing is learned: scores are computed from the graph that is given, whatever its nodes and features."""
 
     def __init__(self, method: Heuristic, schema: Mapping[str, Any]) -> None:
         self.method: Heuristic = method
-        self.schema = {**schema, "logits": False}
+        self.schema = {**schema, "logits": False, "ids": []}
 
     def predict(self, part: Part) -> Array:
-        """float64 [q]."""
-        return self.method.scores(pattern_of(part), np.asarray(part.query.pairs))
+        """float64 [q], to 12 digits: sums that are equal by the formula tie, in whatever order they were added up."""
+        return to_digits(self.method.scores(pattern_of(part), np.asarray(part.query.pairs)))
 
     def state(self) -> Mapping[str, Any]:
         return {}
@@ -83,6 +86,7 @@ class Heuristic(Method):
 
     tasks: ClassVar[tuple[str, ...]] = TASKS
     gives: ClassVar[tuple[type[Any], ...]] = (Predictor,)
+    reads_features: ClassVar[bool] = False
     chance: ClassVar[bool] = False
     model: ClassVar[type[HeuristicModel]] = HeuristicModel
 
@@ -107,6 +111,7 @@ class AdamicAdar(Heuristic):
     """Shared neighbours, each by 1 over the logarithm of its degree. Source: Adamic and Adar, Social Networks 2003."""
 
     name: ClassVar[str] = "adamic-adar"
+    revision: ClassVar[int] = 2  # 1 told sums apart that differ by rounding alone
 
     def scores(self, A: sp.csr_array, pairs: Array) -> Array:
         return adamic_adar(A, pairs)
@@ -116,6 +121,7 @@ class ResourceAllocation(Heuristic):
     """Shared neighbours, each by 1 over its degree. Source: Zhou, Lü and Zhang, European Physical Journal B 2009."""
 
     name: ClassVar[str] = "resource-allocation"
+    revision: ClassVar[int] = 2  # as Adamic-Adar's
 
     def scores(self, A: sp.csr_array, pairs: Array) -> Array:
         return resource_allocation(A, pairs)
@@ -129,6 +135,7 @@ class Katz(Heuristic):
     """
 
     name: ClassVar[str] = "katz"
+    revision: ClassVar[int] = 2  # as Adamic-Adar's
     beta: float = setting(0.005, "factor for each link of a path", gt=0, le=1, search=(5e-4, 0.1, "log"))
     steps: int = setting(5, "links of the longest path", ge=1, le=100)
 
@@ -144,6 +151,7 @@ class PersonalisedPageRank(Heuristic):
     """
 
     name: ClassVar[str] = "personalised-pagerank"
+    revision: ClassVar[int] = 2  # as Adamic-Adar's
     restart: float = setting(0.15, "chance of going back to the start at each step", gt=0, lt=1, search=(0.05, 0.5))
     steps: int = setting(50, "power iterations", ge=1, le=10_000)
 
@@ -352,6 +360,7 @@ class LinkMF(LinkNetwork):
     """
 
     name: ClassVar[str] = "link-mf"
+    reads_features: ClassVar[bool] = False
     weight_decay: float = setting(1e-4, "on all parameters", ge=0, le=1, search=(1e-6, 1e-2, "log"))
 
     def module(self, schema: Mapping[str, Any]) -> LinkNet:
@@ -446,6 +455,10 @@ class LinkReadout(Method):
         tail = "" if self.c == 0.1 else f" (C = {self.c:g})"
         return f"{self.encoder.row()} + logistic regression on products{tail}"
 
+    @property
+    def reads_features(self) -> bool:  # type: ignore[override]
+        return self.encoder.reads_features
+
     def refuses(self, task: Task, facts: Mapping[str, Any]) -> str | None:
         return self.encoder.refuses(task, facts)
 
@@ -460,4 +473,5 @@ class LinkReadout(Method):
         i, j = np.concatenate([links, non_links(pattern_of(train), links.shape[1], run.rng("negatives"))], axis=1)
         estimator = make_pipeline(StandardScaler(), LogisticRegression(C=self.c, max_iter=2000))
         estimator.fit(vectors[i] * vectors[j], np.arange(len(i)) < links.shape[1])
-        return LinkReadoutModel(self, {**train.schema, "encoder": dict(encoder.schema)}, encoder, estimator)
+        schema = {**train.schema, "encoder": dict(encoder.schema)}
+        return LinkReadoutModel(self, schema, encoder, estimator)

@@ -76,6 +76,12 @@ def resource_allocation(A: sp.csr_array, pairs: Array) -> Array:
     return shared(A, pairs, 1 / np.maximum(np.diff(A.indptr), 1))
 
 
+def to_digits(values: Array) -> Array:
+    """float64 of 40 binary digits (12 decimal ones): what differs by rounding alone becomes equal, but for a rare pair at the border."""
+    mantissa, exponent = np.frexp(values)
+    return np.asarray(np.ldexp(np.round(np.ldexp(mantissa, 40)), exponent - 40))
+
+
 def blocks_of(sources: Array, n: int) -> list[Array]:
     """Sources cut so that a dense block [k, n] stays small."""
     size = max(1, _DENSE // max(n, 1))

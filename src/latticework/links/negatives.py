@@ -44,9 +44,9 @@ def distinct_non_links(A: sp.csr_array, count: int, rng: np.random.Generator) ->
     n = A.shape[0]
     free = n * (n - 1) // 2 - A.nnz // 2
     if free < count:
+        other = "use -s task.negatives=hard, or a graph that is less dense" if free else "every node is joined to every other"
         raise UserError(
-            f"{count} pairs without a link are needed to judge against, and there are {free} among the {n} nodes; "
-            "use -s task.negatives=hard, or a graph that is less dense"
+            f"{count} pairs without a link are needed to judge against, and there are {free} among the {n} nodes; {other}"
         )
     if free <= 2 * count or n <= 200:  # few: list them all
         i, j = np.nonzero(np.triu(A.toarray() == 0, 1))

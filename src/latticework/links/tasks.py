@@ -81,11 +81,14 @@ class Ranked(NamedTuple):
     columns: Mapping[str, Array]
 
 
+TOP = 100  # candidates where no number is asked for
+
+
 class LinkQuery(Query):
     """Which pairs of the user's graph are scored."""
 
     name: ClassVar[str] = "links"
-    top: int = setting(100, "the best of all pairs that are not joined", ge=1)
+    top: int | None = setting(None, "so many of the best pairs that are not joined; left out: 100", ge=1)
     pairs: Path | None = setting(None, "a file of pairs (source,target) to score instead")
 
 
@@ -228,6 +231,11 @@ class LinkPrediction(Task):
 
     # -- folds -------------------------------------------------------------------------------------------------------------
     def for_data(self, data: Dataset) -> LinkPrediction:
+        self._expect(data)
+        links_of(data)
+        return self
+
+    def _expect(self, data: Dataset) -> None:
         if self.train + self.valid >= 1:
             raise UserError(
                 f"train {self.train:g} and valid {self.valid:g} leave nothing to test; they must add up to less than 1"
@@ -236,7 +244,20 @@ class LinkPrediction(Task):
             raise UserError(
                 f"split=by-time needs events with times (events.csv), and this is {data.kind}; use -s task.split=random"
             )
-        return self
+
+    def reads(self, data: Dataset) -> list[str]:
+        given, found = data.read(), []
+        if data.kind == "events":
+            loops = int((given.src == given.dst).sum())
+            unread = [word for word, value in (("weights", given.weight), ("features", given.x)) if value is not None]
+            found.append("events count as links: each pair once, both ways, at its first time")
+            if unread:
+                found.append(f"{' and '.join(unread)} of events are not read")
+        else:
+            loops = int((given.edge_index[0] == given.edge_index[1]).sum())
+            if given.directed:
+                found.append("directed edges count as links: each pair once, both ways")
+        return [*found, f"{loops} self-loops do not count as links"] if loops else found
 
     def plan(self, data: Dataset, repeats: int) -> list[tuple[str, int]]:
         return [(f"{self.split}-{i}", i) for i in range(repeats)]
@@ -273,15 +294,7 @@ class LinkPrediction(Task):
         return code
 
     def fold(self, data: Dataset, name: str) -> Fold:
-        self.for_data(data)
-        links = links_of(data)
-        code = self.cut(links, name)
-        for word, c, share in (("train", TRAIN, 1), ("valid", VALID, self.valid), ("test", TEST, not name.startswith("all"))):
-            if share and not (code == c).any():
-                less = f"; bring more, or use -s task.{word}=0" if word == "valid" else ""
-                raise UserError(
-                    f"{len(code)} links at too few times, or too few links: the {word} part of split {name} has none{less}"
-                )
+        links, code = self.dealt(data, name)
         graph = graph_of(links, code == TRAIN)
         schema = schema_for(graph)
         p = links.pairs[:, code == TRAIN]
@@ -290,6 +303,19 @@ class LinkPrediction(Task):
         valid = self._part(graph, links, code == VALID, code != TEST, name, schema) if (code == VALID).any() else None
         seen = graph_of(links, (code == TRAIN) | (code == VALID)) if self.add_valid else graph
         return Fold(train, valid, self._part(seen, links, code == TEST, np.ones(len(code), bool), name, schema))
+
+    def dealt(self, data: Dataset, name: str) -> tuple[Links, Array]:
+        """The links of a data set and where each stands in a split (see `cut`); `UserError` for a part without any."""
+        self._expect(data)
+        links = links_of(data)
+        code = self.cut(links, name)
+        for word, c, share in (("train", TRAIN, 1), ("valid", VALID, self.valid), ("test", TEST, not name.startswith("all"))):
+            if share and not (code == c).any():
+                less = f"; bring more, or use -s task.{word}=0" if word == "valid" else ""
+                raise UserError(
+                    f"{len(code)} links at too few times, or too few links: the {word} part of split {name} has none{less}"
+                )
+        return links, code
 
     def _part(self, graph: Graph, of: Links, asked: Array, known: Array, name: str, schema: Mapping[str, Any]) -> Part:
         """Some links, among pairs that the known links do not join, asked on a graph."""
@@ -329,9 +355,11 @@ class LinkPrediction(Task):
         assert data is not None
         links = links_of(data)
         graph = as_fitted(graph_of(links, np.arange(links.pairs.shape[1])), schema)
+        if query.pairs is not None and query.top is not None:
+            raise UserError("--pairs scores every pair of its file, --top the best of all that are not joined; give one of them")
         own = {**schema_for(graph), "logits": schema.get("logits", True), **settled(schema)}
         pairs = None if query.pairs is None else read_pairs(query.pairs, graph.ids)
-        return Part(graph.tensors(), Candidates(pairs, graph.ids, query.top), None, own)
+        return Part(graph.tensors(), Candidates(pairs, graph.ids, query.top or TOP), None, own)
 
     def answer(self, model: Any, part: Part, run: Run) -> Any:
         if isinstance(part.query, Candidates):
@@ -508,6 +536,8 @@ def as_fitted(graph: Graph, schema: Mapping[str, Any]) -> Graph:
     from latticework.data.graph_sets import subgraph
 
     wanted = list(schema["features"])
+    if not schema.get("reads_features", True):
+        wanted, graph = [], replace(graph, x=None, features=(), _cache={})
     if list(graph.features) != wanted:
         x = matched_columns(graph.x, graph.features, wanted, graph.nodes)
         graph = replace(graph, x=x, features=tuple(wanted), _cache={})
@@ -528,17 +558,18 @@ def read_pairs(path: Path, ids: Sequence[str]) -> Array:
 
     keys, _ = _ends(path, turned=False)
     place = {name: i for i, name in enumerate(ids)}
-    for row, (u, v) in enumerate(keys):
-        for name in (u, v):
+    for row, ends in enumerate(keys):
+        for name in ends:
             if name not in place:
                 raise UserError(f"{path}, line {line_of(row)}: {name!r} is no node of the graph")
-        if u == v:
-            raise UserError(f"{path}, line {line_of(row)}: {u!r} is paired with itself; links join two different nodes")
     return np.array([[place[u], place[v]] for u, v in keys], np.int64).reshape(-1, 2).T.copy()
 
 
 def _ends(path: Path, each_once: bool = False, turned: bool = True) -> tuple[list[tuple[str, str]], Any]:
-    """The pairs of a table, and the table; `turned`: the smaller name first, since links have no direction."""
+    """The pairs of a table, and the table; `turned`: the smaller name first, since links have no direction.
+
+    `UserError`, with its line, for a node with itself and, `each_once`, for a pair that stands there twice.
+    """
     from latticework.data.table import line_of, need, read_table
 
     if not path.exists():
@@ -546,6 +577,9 @@ def _ends(path: Path, each_once: bool = False, turned: bool = True) -> tuple[lis
     frame = read_table(path)
     source, target = need(path, frame, "source", "src", "from"), need(path, frame, "target", "dst", "to")
     ends = list(zip(frame[source].to_list(), frame[target].to_list(), strict=True))
+    for row, (u, v) in enumerate(ends):
+        if u == v:
+            raise UserError(f"{path}, line {line_of(row)}: {u!r} is paired with itself; links join two different nodes")
     keys = [(v, u) if turned and v < u else (u, v) for u, v in ends]
     seen: set[tuple[str, str]] = set()
     for row, key in enumerate(keys if each_once else ()):

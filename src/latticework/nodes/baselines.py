@@ -208,6 +208,7 @@ class LabelPropagation(Method):
     """
 
     name: ClassVar[str] = "label-propagation"
+    reads_features: ClassVar[bool] = False
     tasks: ClassVar[tuple[str, ...]] = ("node-classification",)
     gives: ClassVar[tuple[type[Any], ...]] = (Predictor,)
     chance: ClassVar[bool] = False

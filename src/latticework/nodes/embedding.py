@@ -46,6 +46,7 @@ class EmbeddingMethod(Method):
 
     tasks: ClassVar[tuple[str, ...]] = ("node-classification", "link-prediction")
     gives: ClassVar[tuple[type[Any], ...]] = (Encoder,)
+    reads_features: ClassVar[bool] = False
     model: ClassVar[type[EmbeddingModel]] = EmbeddingModel
 
 
@@ -73,6 +74,10 @@ class LogisticReadout(Method):
     @property
     def chance(self) -> bool:  # type: ignore[override]
         return self.encoder.chance
+
+    @property
+    def reads_features(self) -> bool:  # type: ignore[override]
+        return self.encoder.reads_features
 
     def row(self) -> str:
         tail = "" if self.c == 0.1 and not self.choose_c else " (C chosen)" if self.choose_c else f" (C = {self.c:g})"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -404,7 +405,9 @@ class NodeClassification(NodeAnswers):
     def ask(self, data: Dataset | None, query: Value, schema: Mapping[str, Any]) -> Part:
         assert isinstance(query, NodeQuery) and data is not None
         graph: Graph = data.read()
-        if graph.x is not None or schema["features"]:
+        if not schema.get("reads_features", True):
+            graph = replace(graph, x=None, features=(), _cache={})
+        elif graph.x is not None or schema["features"]:
             graph = match_features(graph, schema["features"])
         index = np.flatnonzero(~graph.labelled) if query.nodes == "unlabelled" else np.arange(graph.nodes)
         index = index if len(index) else np.arange(graph.nodes)
@@ -458,8 +461,6 @@ def _auc(y: Array, chances: Array | None) -> Score:
 
 def match_features(graph: Graph, wanted: Sequence[str]) -> Graph:
     """The graph with the model's feature columns in the model's order, matched by name; see `matched_columns`."""
-    from dataclasses import replace
-
     if list(graph.features) == list(wanted):
         return graph
     x = matched_columns(graph.x, graph.features, wanted, graph.nodes)

@@ -167,7 +167,7 @@ class NCN(Method):
     In training the batch's own links are taken out of the graph, for encoder and neighbour sets alike (`remove_targets`):
     a link to be predicted is not there when it counts. Adam with a rate for the encoder (`lr`) and one for the predictor;
     ``loss = mean -log sigmoid(s+) + mean -log sigmoid(-s-)`` with as many uniform non-links of the training graph, drawn anew
-    each epoch; a last incomplete batch is left out. The epoch is the best by the task's headline on the valid part.
+    each epoch; a last incomplete batch is left out. Of a small graph a step takes no more than a third of the links. The epoch is the best by the task's headline on the valid part.
 
     `encoder`: ``puregcn`` (a linear map, then hops of symmetric smoothing), ``puresum`` (hops of A), ``convolutions``
     (GCN layers with LayerNorm), or a node classifier by name, as ``sage(layers=2)``, whose scores are the vectors. Nodes
@@ -176,6 +176,7 @@ class NCN(Method):
     """
 
     name: ClassVar[str] = "ncn"
+    revision: ClassVar[int] = 2  # 1 took all links of a small graph out of it in one step, so that none was left to look at
     tasks: ClassVar[tuple[str, ...]] = ("link-prediction",)
     gives: ClassVar[tuple[type[Any], ...]] = (Predictor,)
     model: ClassVar[type[NCNModel]] = NCNModel
@@ -218,7 +219,9 @@ class NCN(Method):
     remove_targets: bool = setting(True, "take the batch's own links out of the graph")
     lr: float = setting(0.0043, "Adam's rate for the encoder", gt=0, le=1, search=(1e-4, 2e-2, "log"))
     predictor_lr: float = setting(0.0024, "and for the predictor", gt=0, le=1, search=(1e-4, 2e-2, "log"))
-    batch: int = setting(1152, "links of a step", ge=1, le=10_000_000)
+    batch: int = setting(
+        1152, "links of a step; at most a third of all where the graph is read without them", ge=1, le=10_000_000
+    )
     epochs: int = setting(100, "passes over the training links", ge=1, le=100_000)
     row_normalise: bool = setting(False, "divide a node's features by their sum")
 
@@ -276,9 +279,13 @@ class NCN(Method):
             [{"params": encoder, "lr": self.lr}, {"params": list(net.predictor.parameters()), "lr": self.predictor_lr}]
         )
 
+        size = self.links_of_a_step(positives.shape[1])
+        if size < self.batch:
+            run.notes.append(f"steps of {size} links instead of {self.batch}: two thirds of the graph must be left without them")
+
         def step(epoch: int) -> float:
-            batches = [b.numpy() for b in minibatches(positives.shape[1], self.batch, run.generator(f"order {epoch}"))]
-            if len(batches) > 1 and len(batches[-1]) < self.batch:
+            batches = [b.numpy() for b in minibatches(positives.shape[1], size, run.generator(f"order {epoch}"))]
+            if len(batches) > 1 and len(batches[-1]) < size:
                 batches.pop()
             negatives = non_links(A, sum(map(len, batches)), run.rng(f"negatives {epoch}"))
             total, used = 0.0, 0
@@ -298,6 +305,10 @@ class NCN(Method):
         if valid is not None:
             run.notes.append(f"weights of epoch {epoch + 1}, chosen on validation {run.metric.name}")
         return NCNModel(self, schema, net.cpu())
+
+    def links_of_a_step(self, links: int) -> int:
+        """`batch`, but of a small graph no more than a third of its links where a step takes its own out: else nothing is left."""
+        return min(self.batch, max(1, links // 3)) if self.remove_targets else self.batch
 
     def loss(
         self, net: LinkNet, A: sp.csr_array, links: Array, others: Array, part: Part, x: Features | None, device: str

@@ -14,6 +14,7 @@ Source: Wang et al., ICLR 2024, sections 4 and 5; the blocks' layers as in the o
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -58,10 +59,11 @@ class Counts(NamedTuple):
 def prior_odds(logit: Tensor, pt: Tensor | float, alpha: float, scale: float, offset: float) -> Tensor:
     """``alpha pt s / (pt s + 1 - s)`` with ``s = sigmoid(scale (logit - offset))``: the chance of a link that is not seen.
 
-    The odds of s are multiplied by pt in (0, 1], since most pairs are no links; pt = 1 gives ``alpha s``.
+    The odds of s are multiplied by pt in (0, 1], since most pairs are no links; pt = 1 gives ``alpha s``. Computed as
+    ``alpha sigmoid(scale (logit - offset) + ln pt)``, which is the same and finite for every pt.
     """
-    s = torch.sigmoid(scale * (logit - offset))
-    return alpha * (pt * s / (pt * s + (1 - s)))
+    shift = pt.clamp(min=torch.finfo(pt.dtype).tiny).log() if isinstance(pt, Tensor) else math.log(pt)
+    return alpha * torch.sigmoid(scale * (logit - offset) + shift)
 
 
 def block(inputs: int, width: int, dropout: float, norm: bool) -> list[nn.Module]:

@@ -24,7 +24,7 @@ from latticework.core.task import Fold, Part
 from latticework.core.value import setting
 
 from ..heuristics import pattern
-from ..tasks import CHUNK, LinkPairs, LinkPrediction
+from ..tasks import CHUNK, TEST, TRAIN, VALID, LinkPairs, LinkPrediction
 from .concentration import Concentration, approximate, atc_embedding, atc_limit, subgraph_density, topological_concentration
 from .per_node import KS, Bin, binned, per_node, rank_correlation
 
@@ -35,12 +35,14 @@ _LIMIT_NODES = 8192
 
 
 class Split(NamedTuple):
-    """A fold as this probe sees it: the fold's name and seed, the fold, and the held-out links, by word."""
+    """A fold as this probe sees it: its name and seed, its nodes and links (training and held-out, by word); whole for a model."""
 
     name: str
     seed: int
-    fold: Fold
+    ids: tuple[str, ...]
+    train: Array
     held: Mapping[str, Array]
+    fold: Fold | None
 
     @property
     def asked(self) -> str:
@@ -119,21 +121,22 @@ class TopologicalConcentrationProbe(Probe):
                 raise UserError(f"{self.model.saved} was fitted on other data; give those, or fit it on these")
             plan = [(head["fold"], head["seed"])]
         task = task.for_data(data)
-        # Hits@k of the task chooses the epoch of a fit; without one, few links are no reason to stop
-        cut = task if self.model.method is not None else task.but(k=1)
-        return task, [self._split(cut.fold(data, name), name, seed) for name, seed in plan]
+        return task, [self._split(task, data, name, seed) for name, seed in plan]
 
-    @staticmethod
-    def _split(fold: Fold, name: str, seed: int) -> Split:
-        held = {"valid": np.zeros((2, 0), np.int64), "test": fold.test.query.pairs[:, fold.test.truth.y]}
-        if fold.valid is not None:
-            held["valid"] = fold.valid.query.pairs[:, fold.valid.truth.y]
-        return Split(name, seed, fold, held)
+    def _split(self, task: LinkPrediction, data: Dataset, name: str, seed: int) -> Split:
+        links, code = task.dealt(data, name)
+        train, valid, test = (links.pairs[:, code == place] for place in (TRAIN, VALID, TEST))
+        fold = None
+        if self.model.method is not None or self.model.saved is not None:
+            # Hits@k of the task chooses the epoch of a fit; where none is chosen, few links are no reason to stop
+            chooses = self.model.method is not None and suited(task, self.model.method).chance
+            fold = (task if chooses else task.but(k=1)).fold(data, name)
+        return Split(name, seed, links.graph.ids, train, {"valid": valid, "test": test}, fold)
 
     def _one(self, task: LinkPrediction, data: Dataset, split: Split, run: Run) -> tuple[dict[str, Array], dict[str, Any]]:
         """Columns of the nodes (NaN where undefined), and scalars of the split."""
-        n = int(split.fold.train.data.num_nodes)
-        A = pattern(split.fold.train.query.pairs, n)
+        n = len(split.ids)
+        A = pattern(split.train, n)
         held = {word: pattern(pairs, n) for word, pairs in split.held.items()}
         row = {"degree": np.diff(A.indptr).astype(np.float64), "density": subgraph_density(A)}
         scalars: dict[str, Any] = {"nodes": n, "train links": A.nnz // 2}
@@ -184,7 +187,8 @@ class TopologicalConcentrationProbe(Probe):
         self, task: LinkPrediction, data: Dataset, split: Split, A: Any, held: Mapping[str, Any], run: Run
     ) -> dict[str, Array]:
         """Measures of each node with held-out links, by the model's own ranking of all others; NaN for the rest."""
-        model = self._model(task, data, split, run)
+        assert split.fold is not None
+        model = self._model(task, data, split, split.fold, run)
         n, truth = A.shape[0], held[split.asked]
         known = A + held["valid"] if split.asked == "test" else A
         sources = np.flatnonzero(np.diff(truth.indptr) > 0)
@@ -217,7 +221,7 @@ class TopologicalConcentrationProbe(Probe):
         scores[apart] = answer
         return scores.reshape(len(block), n)
 
-    def _model(self, task: LinkPrediction, data: Dataset, split: Split, run: Run) -> Any:
+    def _model(self, task: LinkPrediction, data: Dataset, split: Split, fold: Fold, run: Run) -> Any:
         if self.model.saved is not None:
             return store.load_model(self.model.saved, run.nets)
         assert self.model.method is not None
@@ -230,7 +234,7 @@ class TopologicalConcentrationProbe(Probe):
         seed = split.seed if self.model.seed is None else self.model.seed
         child = run.child(seed, f"{run.label} > {method.name}, {split.name}")
         child.task, child.digest, child.fold = task, data.digest(), split.name
-        return fitted(method, split.fold.train, split.fold.valid, child)
+        return fitted(method, fold.train, fold.valid, child)
 
     # -- what is found -----------------------------------------------------------------------------------------------------
     def _performance(
@@ -278,7 +282,7 @@ class TopologicalConcentrationProbe(Probe):
             return []
         import polars as pl
 
-        ids = list(splits[0].fold.train.query.ids)
+        ids = list(splits[0].ids)
         columns: dict[str, Any] = {"id": ids * len(splits)}
         if len(splits) > 1:
             columns["split"] = [split.name for split in splits for _ in ids]

@@ -111,6 +111,7 @@ class ViewContrast(EmbeddingMethod):
     """What MEOW and AdaMEOW share: their views, their network and how they are trained, without labels."""
 
     tasks: ClassVar[tuple[str, ...]] = ("hetero-node-classification", "hetero-node-clustering")
+    reads_features: ClassVar[bool] = True
     model: ClassVar[type[EmbeddingModel]] = ViewModel
 
     paths: tuple[str, ...] = setting((), "meta-paths of the target type; none: there and back through each neighbour type")
