@@ -368,6 +368,69 @@ def test_lists_made_elsewhere(tmp_path: Path, command: Callable[..., tuple[int, 
         Recommendation().judge(made, truth)
 
 
+def test_a_model_that_chooses_nothing_learns_from_all() -> None:
+    """For use; judged ones, and what tuning compares, know the train part alone."""
+    given = open_data("taste-groups")
+    of = Recommendation().interactions(given.read())
+    counts = np.bincount(of.item, minlength=len(of.items)).tolist()
+    popular, alike = lw.fit("popularity", given), lw.fit("item-knn", given)
+    assert popular.model.counts.tolist() == counts == popular.model.schema["counts"]
+    assert alike.model.taken.nnz == len(of)
+    every = lw.fit("item-knn", given, settings={"task.valid": 0})
+    assert (abs(every.model.taken - alike.model.taken)).nnz == 0 and (abs(every.model.alike - alike.model.alike)).max() == 0
+    fold = Recommendation().fold(given, "random-0")
+    judged = lw.fit("popularity", given, fold="random-0")
+    assert judged.model.counts.sum() == len(fold.train.data.user)
+
+
+def test_users_without_a_list_and_short_lists_are_said(tmp_path: Path, command: Callable[..., tuple[int, str, str]]) -> None:
+    (tmp_path / "ratings.csv").write_text("user,item\n" + "".join(f"u{k},i{j}\n" for k in range(8) for j in range(k % 4 + 1)))
+    assert command("fit", "popularity", tmp_path / "ratings.csv", "-o", tmp_path / "M")[0] == 0
+    status, out, err = command("predict", tmp_path / "M", tmp_path / "ratings.csv", "--top", "9", "-o", tmp_path / "top.csv")
+    said = " ".join((out + err).split())
+    assert status == 0 and "2 of 8 users have had every item and get none" in said and "6 of 8 lists are shorter than 9" in said
+    (tmp_path / "users.csv").write_text("user,age\na,1\na,2\n")
+    status, out, _ = command("data", "check", tmp_path / "users.csv")
+    assert status == 0 and "1 lines name a user who stands above" in out and "columns that nothing reads: age" in out
+    assert "to be given to `predict` with a model of recommendation" in out
+
+
+def test_a_fit_that_diverged_is_no_model() -> None:
+    with pytest.raises(UserError, match=r"sheaf diverged.*lower its lr"):
+        lw.fit("sheaf", "taste-groups", settings={"task.valid": 0}, lr=1.0, step=10, layers=16, epochs=3, width=8)
+
+
+def test_splits_of_few_interactions() -> None:
+    given = open_data("taste-groups")
+    fold = Recommendation(train=0.0001, valid=0.0)
+    assert (fold.cut(fold.interactions(given.read()), "random-0") == 0).sum() == 1
+    tied = ratings("a x 5 1,a y 5 1,b x 5 1,b y 5 1,c x 5 1")
+    with pytest.raises(UserError, match=r"earliest time, which are never cut apart; use -s task\.split=random"):
+        Recommendation(split="by-time").fold(GivenRatings.hold(tied), "by-time")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"user": np.array([0, 1, 0])}, "item has shape .2. where there are 3 lines"),
+        ({"rating": np.array([1.0])}, "rating has shape .1. where there are 2 lines"),
+        ({"user": np.array([0.0, 1.0])}, "user is float64; whole numbers"),
+        ({"users": (1, 2)}, "the id 1 of a user is int; ids are texts"),
+    ],
+)
+def test_columns_that_do_not_fit(change: dict[str, Any], says: str) -> None:
+    good = {"users": ("a", "b"), "items": ("x",), "user": [0, 1], "item": [0, 0]}  # lists will do
+    assert len(GivenRatings.hold(Ratings(**good)).read().user) == 2  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=says):
+        GivenRatings.hold(Ratings(**good | change))  # type: ignore[arg-type]
+
+
+def test_ids_of_thousands_of_digits_are_ordered(tmp_path: Path) -> None:
+    long = "1" * 5000
+    (tmp_path / "ratings.csv").write_text(f"user,item\n{long},1\n2,10\n010,9\n")
+    assert Recommendation().interactions(open_data(tmp_path / "ratings.csv").read()).users == ("2", "010", long)
+
+
 def test_who_has_everything_has_nothing_to_learn_from(tmp_path: Path, command: Callable[..., Any]) -> None:
     (tmp_path / "ratings.csv").write_text("user,item\n" + "a,x\n")
     for method in ("bpr-mf", "lightgcn", "sheaf"):

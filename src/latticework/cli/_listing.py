@@ -106,7 +106,14 @@ def fitting(data: Any) -> list[str]:
             (unfit if reason else fit).append(method.name if not reason else f"{method.name} ({reason})")
         lines.append(f"task {entry.name} fits; methods: {', '.join(fit) or 'none'}")
         lines += [f"  not here: {text}" for text in unfit]
-    return lines or [f"no task is for data of kind {data.kind} yet"]
+    if lines:
+        return lines
+    asked = [entry.name for entry in registry.entries("task") if data.kind in entry.load().asks]
+    return [
+        f"to be given to `predict` with a model of {', '.join(asked)}"
+        if asked
+        else f"no task is for data of kind {data.kind} yet"
+    ]
 
 
 def findings_text(found: Any) -> str:

@@ -62,8 +62,9 @@ class Ratings:
 
 def id_order(ids: Sequence[str]) -> Array:
     """int64 [n]: the numbers of the ids in order: by value where all are whole numbers, else as text."""
-    if all(name.isdecimal() for name in ids):
-        order = sorted(range(len(ids)), key=lambda i: (int(ids[i]), ids[i]))
+    if all(name.isdecimal() and name.isascii() for name in ids):
+        bare = [name.lstrip("0") for name in ids]  # by length, then digits: ids may have more of them than a number may
+        order = sorted(range(len(ids)), key=lambda i: (len(bare[i]), bare[i], ids[i]))
     else:
         order = sorted(range(len(ids)), key=lambda i: ids[i])
     return np.array(order, np.int64)
@@ -103,10 +104,7 @@ def read_ratings(path: Path) -> Ratings:
         raise UserError(f"{path} holds no {FORM}")
     frame = read_table(table)
     user, item = need(table, frame, *USER), need(table, frame, *ITEM)
-    for name, what in ((user, "user"), (item, "item")):
-        empty = (frame[name] == "").arg_true()
-        if len(empty):
-            raise UserError(f"{table}, line {line_of(empty[0])}, column {name!r}: no {what} is named")
+    _all_named(table, frame, {user: "user", item: "item"})
     notes: list[str] = []
     rating, time = column_named(frame, *RATING), column_named(frame, *TIME)
     values = None if rating is None else numbers(table, frame[rating]).to_numpy().astype(np.float32)
@@ -119,15 +117,34 @@ def read_ratings(path: Path) -> Ratings:
     return Ratings(tuple(users.to_list()), tuple(items.to_list()), of_user, of_item, values, times, tuple(notes))
 
 
+def _all_named(path: Path, frame: Any, columns: Mapping[str, str]) -> None:
+    """`UserError` for the first empty cell of columns, each with what it names."""
+    for name, what in columns.items():
+        empty = (frame[name] == "").arg_true()
+        if len(empty):
+            raise UserError(f"{path}, line {line_of(empty[0])}, column {name!r}: no {what} is named")
+
+
+def read_pairs(path: Path) -> tuple[Any, list[str], list[str]]:
+    """A table with a user and an item in each line: the table, its users, its items. `UserError` for an empty one, with its line."""
+    frame = read_table(path)
+    user, item = need(path, frame, *USER), need(path, frame, *ITEM)
+    _all_named(path, frame, {user: "user", item: "item"})
+    return frame, frame[user].to_list(), frame[item].to_list()
+
+
 def read_users(path: Path) -> Ratings:
     """A list of users, without a single line about an item; each once, in the order of the file."""
     frame = read_table(path)
     user = need(path, frame, *USER)
-    empty = (frame[user] == "").arg_true()
-    if len(empty):
-        raise UserError(f"{path}, line {line_of(empty[0])}, column {user!r}: no user is named")
-    none = np.zeros(0, np.int64)
-    return Ratings(tuple(frame[user].unique(maintain_order=True).to_list()), (), none, none)
+    _all_named(path, frame, {user: "user"})
+    users, none, notes = frame[user].unique(maintain_order=True).to_list(), np.zeros(0, np.int64), []
+    if len(users) < len(frame):
+        notes.append(f"{len(frame) - len(users)} lines name a user who stands above, too; each counts once")
+    unused = [c for c in frame.columns if c != user]
+    if unused:
+        notes.append(f"columns that nothing reads: {', '.join(unused)}")
+    return Ratings(tuple(users), (), none, none, notes=tuple(notes))
 
 
 # -- what ratings are like -----------------------------------------------------------------------------------------------
@@ -222,12 +239,12 @@ class RatingFiles(RatingSet):
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
-        """By header: a line names a user and an item."""
+        """By header: a line names a user and an item, or rates something (that no column is named for an item is said when it is read)."""
         table = find_table(path, "ratings") if path.is_dir() else path
         if table is None or table.suffix not in (".csv", ".parquet"):
             return False
         names = set(header(table))
-        return all(names & set(words) for words in (USER, ITEM))
+        return bool(names & set(USER) and names & {*ITEM, *RATING})
 
     @classmethod
     def from_object(cls, given: Any) -> Dataset | None:
@@ -266,7 +283,7 @@ class UserList(Dataset):
         if path.is_dir() or path.suffix not in (".csv", ".parquet"):
             return False
         names = set(header(path))
-        return bool(names & set(USER)) and not names & set(ITEM)
+        return bool(names & set(USER)) and not names & {*ITEM, *RATING}
 
     def read(self) -> Ratings:
         return read_users(self.path)
@@ -274,8 +291,36 @@ class UserList(Dataset):
     def facts(self) -> Mapping[str, Any]:
         return {"users": len(self.read().users)}
 
+    def check(self) -> list[str]:
+        return [*super().check(), *self.read().notes]
+
     def digest(self) -> str:
         return digest_of([self.name, bytes_digest(stamps([self.path], self.path))])
+
+
+def _as_arrays(ratings: Ratings) -> Ratings:
+    """The columns as arrays of one length, the ids as texts; `UserError` where they cannot be."""
+    columns = {what: value if value is None else np.asarray(value) for what, value in (
+        ("user", ratings.user), ("item", ratings.item), ("rating", ratings.rating), ("time", ratings.time)
+    )}  # fmt: skip
+    for what, value in columns.items():
+        if value is None:
+            continue
+        if value.ndim != 1 or len(value) != len(ratings.user):
+            raise UserError(
+                f"{what} has shape {list(value.shape)} where there are {len(ratings.user)} lines; one value a line is needed"
+            )
+        if value.dtype.kind not in ("iu" if what in ("user", "item") else "iuf") and len(value):
+            kind = "whole numbers of ids" if what in ("user", "item") else "numbers"
+            raise UserError(f"{what} is {value.dtype}; {kind} are needed")
+    for what, ids in (("user", ratings.users), ("item", ratings.items)):
+        strange = next((name for name in ids if not isinstance(name, str)), None)
+        if strange is not None:
+            raise UserError(f"the id {strange!r} of a {what} is {type(strange).__name__}; ids are texts")
+    for what in ("user", "item"):
+        columns[what] = columns[what].astype(np.int64, copy=False)  # type: ignore[union-attr]
+    same = all(value is getattr(ratings, what) for what, value in columns.items())
+    return ratings if same else replace(ratings, **columns, _cache={})  # type: ignore[arg-type]
 
 
 def content_digest(ratings: Ratings) -> str:
@@ -290,6 +335,7 @@ class GivenRatings(Given, RatingSet):
 
     @classmethod
     def hold(cls, ratings: Ratings) -> GivenRatings:
+        ratings = _as_arrays(ratings)
         for what, code, ids in (("user", ratings.user, ratings.users), ("item", ratings.item, ratings.items)):
             if len(code) and not (code.min() >= 0 and code.max() < len(ids)):
                 raise UserError(f"a {what} has a number outside 0 to {len(ids) - 1}")

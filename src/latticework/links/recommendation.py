@@ -6,6 +6,7 @@ and gives a score for each user and item; the task masks what was seen, cuts the
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -24,8 +25,8 @@ from latticework.core.result import Metric, Score
 from latticework.core.run import Run
 from latticework.core.task import Fold, Part, Query, Task
 from latticework.core.value import Value, setting
-from latticework.data.ratings import ITEM, USER, Ratings, merged, read_ratings
-from latticework.data.table import column_named, line_of, need, numbers, read_table
+from latticework.data.ratings import Ratings, merged, read_pairs, read_ratings
+from latticework.data.table import column_named, line_of, numbers
 
 Array = NDArray[Any]
 TRAIN, VALID, TEST = 0, 1, 2
@@ -189,7 +190,11 @@ class Recommendation(Task):
             raise UserError(f"task.train + task.valid is {self.train + self.valid:g}, so nothing is left to test on")
         if self.split != "random" and not facts["timed"]:
             raise UserError(f"split={self.split} needs a column 'time', and the ratings have none; use -s task.split=random")
-        if facts["rated"] or self.positive is None:
+        return self._threshold(facts["rated"])
+
+    def _threshold(self, rated: bool) -> Recommendation:
+        """The task with no threshold where there are no ratings; `UserError` where one was asked for."""
+        if rated or self.positive is None:
             return self
         if self.positive != type(self).model_fields["positive"].default:
             raise UserError(
@@ -250,7 +255,8 @@ class Recommendation(Task):
                 ]
             else:
                 order = np.random.default_rng([int(fold.rpartition("-")[2]), 0x72656373]).permutation(m)
-                ends = [max(round(train * m), 1), round((train + self.valid) * m)]
+                first = max(round(train * m), 1)
+                ends = [first, max(round((train + self.valid) * m), first)]
             part[order[ends[0] :]] = VALID
             part[order[ends[1] :]] = TEST
         if kind == "all":  # and no user or item
@@ -266,7 +272,10 @@ class Recommendation(Task):
         of = task.interactions(raw)
         part = task.cut(of, name)
         if not (part == TRAIN).any():
-            raise UserError(f"the train part of split {name} is empty: {len(of)} interactions are too few")
+            why = f"{len(of)} interactions are too few"
+            if self.split == "by-time":
+                why = f"the first {self.train:g} of {len(of)} interactions ends among those of the earliest time, which are never cut apart; use -s task.split=random"
+            raise UserError(f"the train part of split {name} is empty: {why}")
         train = part == TRAIN
         users, user = np.unique(of.user[train], return_inverse=True)
         items, item = np.unique(of.item[train], return_inverse=True)
@@ -278,6 +287,8 @@ class Recommendation(Task):
             "users": [of.users[i] for i in users.tolist()], "items": [of.items[i] for i in items.tolist()],
             "counts": np.bincount(item, minlength=len(items)).tolist(),
         }  # fmt: skip
+        if name.startswith("all"):  # who is unknown gets what most took, of all that there is
+            schema["counts"] = np.bincount(of.item, minlength=len(of.items))[items].tolist()
         # of a model for use also what was rated low is known, and not recommended
         schema["seen"] = seen_by_name(raw, schema["items"]) if name.startswith("all") else seen_of(shown, schema["users"])
         to_user, to_item = (np.full(len(ids), -1, np.int64) for ids in (of.users, of.items))
@@ -292,7 +303,7 @@ class Recommendation(Task):
                 if len(u):
                     why = (
                         f"{len(u)} interactions were kept for it and the train part ({len(user)} interactions) lacks the user "
-                        "or the item of all of them; bring more data, or lower task.train"
+                        "or the item of all of them; bring more data, or other shares of task.train and task.valid"
                     )
                 raise UserError(f"the test part of split {name} is empty: {why}")
             parts.append(self._judged(shown, schema, u[fits], i[fits], float(fits.mean()) if len(fits) else 1.0))
@@ -309,6 +320,12 @@ class Recommendation(Task):
         asked = Asked(rows, names, (matrix.indptr.astype(np.int64), matrix.indices.astype(np.int64)), 2 * self.top)
         truth = Truth(starts(where, len(rows)), item[order], share, histories(np.diff(matrix.indptr)))
         return Part(shown, asked, truth, schema)
+
+    def settle(self, model: Any, fold: Fold) -> None:
+        """A model for use that chooses nothing on the validation part takes it in, too."""
+        if fold.valid is not None and not len(fold.test.query.rows) and hasattr(model, "take"):
+            rows, truth = fold.valid.query.rows, fold.valid.truth
+            model.take(np.repeat(rows, np.diff(truth.start)), truth.items)
 
     # -- answers -------------------------------------------------------------------------------------------------
     def ask(self, data: Dataset | None, query: Value, schema: Mapping[str, Any]) -> Part:
@@ -370,6 +387,14 @@ class Recommendation(Task):
         import polars as pl
 
         row, place = np.nonzero(answer.items >= 0)
+        lengths = np.bincount(row, minlength=len(answer.items))
+        if (lengths == 0).any():
+            warnings.warn(f"{(lengths == 0).sum()} of {len(lengths)} users have had every item and get none", stacklevel=2)
+        short = int(((lengths > 0) & (lengths < answer.items.shape[1])).sum())
+        if short:
+            warnings.warn(
+                f"{short} of {len(lengths)} lists are shorter than {answer.items.shape[1]}: no more items are left", stacklevel=2
+            )
         whose = np.where(answer.known, "model", "popularity")[row]
         items = np.array(part.schema["items"], object)[answer.items[row, place]]
         names = np.array(part.query.names, object)[row]
@@ -384,7 +409,8 @@ class Recommendation(Task):
     def judge(self, answers: Path, truth: Path) -> list[Score]:
         """Lists made elsewhere (user,item[,rank][,score]) against ``ratings.csv`` of what the users took; a user of it
         without a list got no hit, and lists of users who took nothing do not count."""
-        taken = self.interactions(read_ratings(truth))
+        known = read_ratings(truth)
+        taken = self._threshold(known.rating is not None).interactions(known)
         users, items, lists = read_lists(answers)
         number, place = ({name: i for i, name in enumerate(ids)} for ids in (taken.users, taken.items))
         found = np.full((len(taken.users), 2 * self.top), -1, np.int64)
@@ -406,9 +432,7 @@ def list_scores(lists: Array, start: Array, items: Array, tops: Sequence[int]) -
 
 def read_lists(path: Path) -> tuple[list[str], list[str], list[list[int]]]:
     """Users, names of items, and each user's list of item numbers: by `rank` where there is one, else by `score`, else as written."""
-    frame = read_table(path)
-    user, item = need(path, frame, *USER), need(path, frame, *ITEM)
-    names, things = frame[user].to_list(), frame[item].to_list()
+    frame, names, things = read_pairs(path)
     rank, score = column_named(frame, "rank"), column_named(frame, "score")
     place = np.arange(len(names), dtype=float)
     if rank is not None:

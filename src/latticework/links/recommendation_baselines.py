@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 import scipy.sparse as sp
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.nn import LGConv
@@ -25,6 +26,8 @@ from latticework.core.value import setting
 from latticework.layers.sparse_product import csr, symmetric_product
 
 from .recommendation import Interactions
+
+Array = NDArray[Any]
 
 
 # -- pairwise learning ---------------------------------------------------------------------------------------------------
@@ -115,6 +118,11 @@ class VectorModel(Model):
         """Scores float32 [q, I] of the asked users."""
         return (self.users[torch.from_numpy(part.query.rows)] @ self.items.T).numpy()
 
+    def scores_are_finite(self) -> bool:
+        """Whether no vector, and no product of two, can be other than a finite number."""
+        longest = [side.norm(dim=1).max() for side in (self.users, self.items)]
+        return bool(torch.isfinite(longest[0] * longest[1]))
+
     def parameters(self) -> int:
         """Numbers that were learned: the final vectors are computed from them."""
         return self.learned
@@ -137,7 +145,9 @@ class GraphRecommender(Backbone):
     width: int = setting(64, "length of the vectors", ge=1, le=4096)
     lr: float = setting(1e-3, "learning rate of Adam", gt=0, le=1, search=(1e-3, 3e-2, "log"))
     reg: float = setting(1e-4, "weight of the squared initial vectors", ge=0, le=100, search=(1e-5, 1.0, "log"))
-    batch: int = setting(1024, "users a step; an epoch has as many steps as its batches fit into the interactions", ge=1)
+    batch: int = setting(
+        1024, "users a step; an epoch has as many steps as its batches fit into the interactions", ge=1, le=1_000_000
+    )
     epochs: int = setting(100, "at most", ge=1, le=100_000)
     patience: int = setting(100, "epochs without a better validation headline before the fit stops", ge=1)
 
@@ -191,7 +201,7 @@ def fit_vectors(method: GraphRecommender, part: Part, valid: Part | None, run: R
 
     def look() -> Watch:
         model = finished()
-        if not bool(torch.isfinite(model.users).all() and torch.isfinite(model.items).all()):
+        if not model.scores_are_finite():
             return Watch(float("inf"), {"valid": 0.0})
         assert run.task is not None and valid is not None
         value = run.task.value(run.task.answer(model, valid.blind(), run), valid, run) or 0.0
@@ -203,7 +213,10 @@ def fit_vectors(method: GraphRecommender, part: Part, valid: Part | None, run: R
     )  # fmt: skip
     if valid is not None:
         run.notes.append(f"weights of epoch {epoch + 1}, chosen on the validation headline")
-    return finished()
+    model = finished()
+    if not model.scores_are_finite():
+        raise UserError(f"{method.name} diverged: its vectors are not finite or too long to multiply; lower its lr={method.lr:g}")
+    return model
 
 
 class BPRMF(GraphRecommender):
@@ -318,6 +331,10 @@ class PopularityModel(Model):
     def __init__(self, method: Method, schema: Mapping[str, Any], counts: Tensor) -> None:
         self.method, self.schema, self.counts = method, schema, counts
 
+    def take(self, user: Array, item: Array) -> None:
+        """Count further interactions int64 [m] of known users and items."""
+        self.counts = self.counts + torch.from_numpy(np.bincount(item, minlength=len(self.counts)).astype(np.float32))
+
     def predict(self, part: Part) -> Any:
         return self.counts.expand(len(part.query.rows), -1).numpy()
 
@@ -350,6 +367,12 @@ class ItemKNNModel(Model):
 
     def __init__(self, method: Method, schema: Mapping[str, Any], taken: sp.csr_array, alike: sp.csr_array) -> None:
         self.method, self.schema, self.taken, self.alike = method, schema, taken, alike
+
+    def take(self, user: Array, item: Array) -> None:
+        """Learn from further interactions int64 [m] of known users and items, none of which it had."""
+        more = sp.csr_array((np.ones(len(item), np.float32), (user, item)), shape=self.taken.shape)
+        self.taken = sp.csr_array(self.taken + more)
+        self.alike = item_similarities(self.taken, self.method.neighbours, self.method.shrink)
 
     def predict(self, part: Part) -> Any:
         return (self.taken[part.query.rows] @ self.alike).toarray().astype(np.float32)
