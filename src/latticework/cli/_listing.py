@@ -105,6 +105,7 @@ def fitting(data: Any) -> list[str]:
             reason = value.make().refuses(task, facts)
             (unfit if reason else fit).append(method.name if not reason else f"{method.name} ({reason})")
         lines.append(f"task {entry.name} fits; methods: {', '.join(fit) or 'none'}")
+        lines += [f"  how it reads: {text}" for text in task.reads(data)]
         lines += [f"  not here: {text}" for text in unfit]
     if lines:
         return lines

@@ -107,7 +107,6 @@ def _judge(
         if refusal:
             raise UserError(f"{method.name} cannot be used here: {refusal}")
         parts = task.fold(data, fold)
-        run.notes += task.reads(data)
         model = fitted(method, parts.train, parts.valid, run)
         before = time.perf_counter()
         scores: list[Score] = []

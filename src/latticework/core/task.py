@@ -79,7 +79,7 @@ class Task(Value):
         return [test.truth]
 
     def reads(self, data: Dataset) -> list[str]:
-        """What of the data it reads otherwise than it is written, or not at all; stands in the record of a fit."""
+        """What of the data it reads otherwise than it is written, or not at all; `data check` says it, and the record of a fit."""
         return []
 
     def settle(self, model: Any, fold: Fold) -> None:
