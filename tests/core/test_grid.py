@@ -288,6 +288,20 @@ def test_a_table_goes_on_from_its_recorded_cells(table: registry.Table, tmp_path
         record_table(other, board_of(other, Ledger(tmp_path / "empty")), Ledger(tmp_path / "empty"))
 
 
+def test_cells_of_an_earlier_revision_make_way(table: registry.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method that was mended is measured anew, also where that leaves the board with fewer cells for now."""
+    old, new = Ledger(tmp_path / "old"), Ledger(tmp_path / "new")
+    run_grid(Grid.make(table.grid), str(old.root))
+    record_table(table, board_of(table, old), old)
+    monkeypatch.setattr(registry.find("method", "mlp").load(), "revision", 2, raising=False)
+    taken, void = resume(table, new)
+    assert (taken, void) == (4, 4)
+    with pytest.raises(UserError, match="recorded with 8 finished cells, and here are 4"):
+        record_table(table, board_of(table, new), new)
+    record_table(table, board_of(table, new), new, void=void)
+    assert "**Partial: 4 of 8 cells are finished.**" in page(table) and resume(table, Ledger(tmp_path / "third")) == (4, 0)
+
+
 def test_a_page_lists_methods_as_they_are_ranked(table: registry.Table, tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "runs")
     run_grid(Grid.make(table.grid), str(ledger.root))

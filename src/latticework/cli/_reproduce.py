@@ -91,9 +91,12 @@ def _grid(table: registry.Table, wanted: Wanted) -> None:
     part = tables.part_of(table, wanted.on, wanted.methods, wanted.repeats)
     ledger = Ledger(wanted.runs)
     print(f"{table.name}: {table.says}", flush=True)
+    other = 0
     if wanted.resume:
         taken, other = tables.resume(table, ledger)
-        changed = f"; {other} recorded ones are of data or settings that changed since and are left aside" if other else ""
+        changed = (
+            f"; {other} recorded ones are of data, settings or methods that changed since and are left aside" if other else ""
+        )
         print(f"{taken} recorded cells taken over{changed}", flush=True)
     say_cost(Console(stderr=True), part, wanted.runs, tables.recorded_costs(table))
     try:
@@ -105,7 +108,7 @@ def _grid(table: registry.Table, wanted: Wanted) -> None:
     show_board(board, [])
     if wanted.record:
         whole = Board.of(grid, finished(grid, ledger), ledger, face.command_of(grid))
-        print(f"\nwrote {tables.record_table(table, whole, ledger)}")
+        print(f"\nwrote {tables.record_table(table, whole, ledger, void=other)}")
 
 
 def _bar(what: str) -> Any:

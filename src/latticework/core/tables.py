@@ -22,16 +22,17 @@ FATES = {"better": "survives", "tied": "gone", "worse": "fails", "unsure": "not 
 WHERE = ("version", "torch", "python", "machine", "device", "precision", "threads")
 
 
-def record_table(table: Table, board: Board, ledger: Ledger, options: Options = Options()) -> Path:
+def record_table(table: Table, board: Board, ledger: Ledger, options: Options = Options(), void: int = 0) -> Path:
     """Write what a board says, and beside it the finished cells that it rests on, for `resume`; a partial board says so.
 
-    A board of fewer scored cells than the recorded one is refused, of another definition, too: its hours would be lost.
+    A board of fewer scored cells than the recorded one is refused, of another definition, too: its hours would be lost. `void`
+    are recorded cells that do not count any more, since `resume` left them aside.
     """
     plain = condensed(board) | {"gains": gains(table, board)}
     if table.record.exists():
         before = json.loads(table.record.read_text(encoding="utf-8"))
         recorded, here = (sum(row["n"] for case in found["cases"] for row in case["rows"]) for found in (before, plain))
-        if recorded > here:
+        if recorded - void > here:
             raise UserError(
                 f"{table.name} is recorded with {recorded} finished cells, and here are {here}: not written; go on from what is "
                 f"recorded with --resume, or delete {table.record} first"
@@ -124,8 +125,8 @@ def _lines(items: list[dict[str, Any]]) -> str:
 def resume(table: Table, ledger: Ledger, options: Options = Options()) -> tuple[int, int]:
     """Put the recorded cells of a table, and what its searches found, into a ledger that lacks them.
 
-    Returns how many cells were taken and how many of the recorded ones are of no cell that the table has now (data, settings
-    or folds changed since). A method whose code changed keeps its cells: delete its lines to have them measured anew.
+    Returns how many cells were taken and how many of the recorded ones are of no cell that the table has now (data, settings,
+    folds or a method's `revision` changed since). A method whose code changed without it keeps its cells.
     """
     path = cells_path(table)
     if not path.exists():
