@@ -185,3 +185,17 @@ def test_every_place_where_tuning_looks_is_a_setting() -> None:
 def test_the_word_none_is_no_value_only_where_none_is_meant() -> None:
     assert Outer().with_settings({"note": "none"}).note is None
     assert entry_of("gcn(norm=none)").norm == "none"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ("ncn(encoder=svd)", r"^ncn\.encoder: input should be 'puregcn'.*; or 'svd' cannot stand here; a Backbone is needed$"),
+        ("ncn(encoder=3)", r"^ncn\.encoder: input should be 'puregcn'[^\[]*, not 3$"),
+        ("tc-reweight(link=ncn)", r"^tc-reweight\.link: 'ncn' cannot stand here; a Backbone is needed$"),
+    ],
+)
+def test_a_field_of_several_forms_says_what_each_wants(entry: str, says: str) -> None:
+    """In the user's words, without the checker's names for the forms."""
+    with pytest.raises(UserError, match=says):
+        entry_of(entry)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -180,7 +181,11 @@ def _extra(field: Any) -> dict[str, Any]:
 
 def _expect(value: Any, kind: type[V]) -> V:
     if not isinstance(value, kind):
-        raise ValueError(f"{getattr(value, 'name', value)!r} is a {type(value).__name__}, not a {kind.__name__}")
+        from .registry import entries
+
+        known = [e.name for e in entries(kind.noun) if issubclass(e.load(), kind)]
+        what = f"what can: {', '.join(known)}" if len(known) <= 24 else f"a {kind.__name__} is needed"
+        raise ValueError(f"{getattr(value, 'name', value)!r} cannot stand here; {what}")
     return value
 
 
@@ -249,12 +254,20 @@ def read_text(given: Any) -> Any:
 
 
 def _explain(name: str, error: ValidationError) -> str:
-    lines: list[str] = []
+    """What is wrong with each field, in words; of a field that takes several forms, what each of them wants."""
+    found: dict[str, list[str]] = {}
+    given: dict[str, Any] = {}
     for item in error.errors(include_url=False):
-        where = ".".join(str(part) for part in item["loc"]) or "value"
+        # a form's own name (literal[…], function-wrap[…]) is the checker's word, not the user's
+        where = ".".join(str(part) for part in item["loc"] if not re.search(r"[\[(]", str(part))) or "value"
         message = item["msg"].removeprefix("Value error, ")
-        got = "" if isinstance(item.get("input"), Mapping) else f", not {item.get('input')!r}"
-        lines.append(f"{name}.{where}: {message[0].lower() + message[1:]}{got}")
+        found.setdefault(where, []).append(message[0].lower() + message[1:])
+        given[where] = item.get("input")
+    lines = []
+    for where, messages in found.items():
+        text = "; or ".join(dict.fromkeys(messages))
+        told = isinstance(given[where], Mapping) or repr(given[where]) in text
+        lines.append(f"{name}.{where}: {text}" + ("" if told else f", not {given[where]!r}"))
     return "; ".join(lines)
 
 
