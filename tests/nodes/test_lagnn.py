@@ -309,7 +309,7 @@ def test_explain_shows_the_gain_over_degree() -> None:
         ("lagnn(forwards=0)", "lagnn.forwards"),
         ("lagnn(sharpen=0)", "lagnn.sharpen"),
         ("lagnn(copies=-1)", "lagnn.copies"),
-        ("lagnn(backbone=svd)", "lagnn.backbone: 'svd' cannot stand here; what can: adpa, dagnn"),
+        ("lagnn(backbone=svd)", "lagnn.backbone: 'svd' cannot stand here; what can: adpa, appnp"),
         ("neighbour-cvae(passes=0)", "neighbour-cvae.passes"),
         ("neighbour-cvae(batch=1)", "neighbour-cvae.batch"),
     ],
