@@ -235,14 +235,14 @@ def test_an_epoch_is_chosen_on_the_valid_part() -> None:
     fold = task.fold(open_data("karate"), "random-0")
     run = Run(task=task, seed=0)
     with run.seeded():
-        model = tiny(epochs=12).fit(fold.train, fold.valid, run)
+        model = tiny(epochs=12, batch=16).fit(fold.train, fold.valid, run)
     curve = [v for _, v in run.curve["valid"]]
     best = max(curve)
     assert task.value(model.predict(fold.valid), fold.valid, run) == best
     assert run.notes == [f"weights of epoch {curve.index(best) + 1}, chosen on validation hits@5"]
     free = Run(task=task, seed=0)
     with free.seeded():
-        tiny(epochs=2).fit(fold.train, None, free)
+        tiny(epochs=2, batch=16).fit(fold.train, None, free)
     assert "valid" not in free.curve and len(free.curve["loss"]) == 2 and not free.notes
 
 

@@ -163,7 +163,7 @@ def test_counting_sees_numbers_alone() -> None:
     number = np.asarray(neighbour_sets(A, pairs).both.sum(1)).ravel()
     for value in np.unique(number):
         assert float(logits[number == value].std(correction=0)) < 1e-6
-    assert len(torch.unique(logits)) == len(np.unique(number))
+    assert len(torch.unique(logits.round(decimals=5))) == len(np.unique(number))  # rows of a product round by their place
 
 
 def test_the_autoencoder_looks_at_no_neighbours() -> None:
