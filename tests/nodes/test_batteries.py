@@ -92,6 +92,15 @@ def test_a_forgotten_revision_is_caught(tmp_path: Path, monkeypatch: pytest.Monk
     path.write_text(json.dumps({key: {m: v + 0.1 for m, v in scores.items()} for key, scores in stored.items()}))
     with pytest.raises(AssertionError, match="raise its `revision`"):
         check_method(entry_of("majority"), "karate", fingerprints=path)
+    monkeypatch.setenv("LATTICEWORK_RECORD", "other-cpu")  # another kind of CPU is stored beside, and hides no third value
+    check_method(entry_of("majority"), "karate", fingerprints=path)
+    monkeypatch.delenv("LATTICEWORK_RECORD")
+    check_method(entry_of("majority"), "karate", fingerprints=path)
+    both = json.loads(path.read_text())
+    assert len(both) == 2 * len(stored) and all(both[f"{key} @other-cpu"] == scores for key, scores in stored.items())
+    path.write_text(json.dumps({key: {m: v + 0.1 for m, v in scores.items()} for key, scores in both.items()}))
+    with pytest.raises(AssertionError, match="raise its `revision`"):
+        check_method(entry_of("majority"), "karate", fingerprints=path)
 
 
 @pytest.mark.parametrize("name", ["gcn", "mlp", "logistic-regression", "dagnn", "lagnn"])

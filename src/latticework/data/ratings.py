@@ -102,9 +102,7 @@ def read_ratings(path: Path) -> Ratings:
     table = find_table(path, "ratings") if path.is_dir() else path
     if table is None:
         raise UserError(f"{path} holds no {FORM}")
-    frame = read_table(table)
-    user, item = need(table, frame, *USER), need(table, frame, *ITEM)
-    _all_named(table, frame, {user: "user", item: "item"})
+    frame, user, item = read_pairs(table)
     notes: list[str] = []
     rating, time = column_named(frame, *RATING), column_named(frame, *TIME)
     values = None if rating is None else numbers(table, frame[rating]).to_numpy().astype(np.float32)
@@ -125,12 +123,12 @@ def _all_named(path: Path, frame: Any, columns: Mapping[str, str]) -> None:
             raise UserError(f"{path}, line {line_of(empty[0])}, column {name!r}: no {what} is named")
 
 
-def read_pairs(path: Path) -> tuple[Any, list[str], list[str]]:
-    """A table with a user and an item in each line: the table, its users, its items. `UserError` for an empty one, with its line."""
+def read_pairs(path: Path) -> tuple[Any, str, str]:
+    """A table with a user and an item in each line, and the names of the two columns. `UserError` for an empty cell, with its line."""
     frame = read_table(path)
     user, item = need(path, frame, *USER), need(path, frame, *ITEM)
     _all_named(path, frame, {user: "user", item: "item"})
-    return frame, frame[user].to_list(), frame[item].to_list()
+    return frame, user, item
 
 
 def read_users(path: Path) -> Ratings:

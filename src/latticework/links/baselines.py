@@ -473,5 +473,4 @@ class LinkReadout(Method):
         i, j = np.concatenate([links, non_links(pattern_of(train), links.shape[1], run.rng("negatives"))], axis=1)
         estimator = make_pipeline(StandardScaler(), LogisticRegression(C=self.c, max_iter=2000))
         estimator.fit(vectors[i] * vectors[j], np.arange(len(i)) < links.shape[1])
-        schema = {**train.schema, "encoder": dict(encoder.schema)}
-        return LinkReadoutModel(self, schema, encoder, estimator)
+        return LinkReadoutModel(self, {**train.schema, "encoder": dict(encoder.schema)}, encoder, estimator)

@@ -432,7 +432,8 @@ def list_scores(lists: Array, start: Array, items: Array, tops: Sequence[int]) -
 
 def read_lists(path: Path) -> tuple[list[str], list[str], list[list[int]]]:
     """Users, names of items, and each user's list of item numbers: by `rank` where there is one, else by `score`, else as written."""
-    frame, names, things = read_pairs(path)
+    frame, user, item = read_pairs(path)
+    names, things = frame[user].to_list(), frame[item].to_list()
     rank, score = column_named(frame, "rank"), column_named(frame, "score")
     place = np.arange(len(names), dtype=float)
     if rank is not None:

@@ -126,10 +126,11 @@ def links_of(data: Dataset) -> Links:
     if data.kind == "events":
         n = given.nodes
         low, high = np.minimum(given.src, given.dst), np.maximum(given.src, given.dst)
+        check_joined(low, high)
         apart = low != high
         keys, first = np.unique((low * n + high)[apart], return_index=True)  # the first index is the earliest event
         graph = Graph(np.zeros((2, 0), np.int64), given.ids, directed=False)
-        return _some(Links(graph, np.stack([keys // n, keys % n]), None, given.t[apart][first]))
+        return Links(graph, np.stack([keys // n, keys % n]), None, given.t[apart][first])
     graph = given
     n = graph.nodes
     if graph.weight is not None and len(graph.weight) and graph.weight.min() < 0:
@@ -138,6 +139,7 @@ def links_of(data: Dataset) -> Links:
         raise UserError(f"the edge from {u!r} to {v!r} has weight {graph.weight[at]:g}; weights of links are >= 0")
     if graph.x is not None and len(graph.x) != n:
         raise UserError(f"{len(graph.x)} rows of features for {n} nodes; one row a node is needed")
+    check_joined(*graph.edge_index)
     from latticework.layers.propagation import adjacency
 
     # joined is who has an edge, whatever its weight: one of weight 0 is a link, too
@@ -148,13 +150,13 @@ def links_of(data: Dataset) -> Links:
     if graph.weight is not None:
         weighed = adjacency(graph.edge_index, n, graph.weight, undirected=True)
         weight = np.asarray(weighed[pairs[0], pairs[1]], np.float32).ravel()
-    return _some(Links(graph, pairs, weight, None))
+    return Links(graph, pairs, weight, None)
 
 
-def _some(links: Links) -> Links:
-    if not links.pairs.shape[1]:
+def check_joined(u: Array, v: Array) -> None:
+    """`UserError` where no edge joins two different nodes."""
+    if not (u != v).any():
         raise UserError("no two different nodes are joined: there is no link to learn from")
-    return links
 
 
 def deal(pairs: Array, draw: int) -> Array:
@@ -232,7 +234,8 @@ class LinkPrediction(Task):
     # -- folds -------------------------------------------------------------------------------------------------------------
     def for_data(self, data: Dataset) -> LinkPrediction:
         self._expect(data)
-        links_of(data)
+        given = data.read()
+        check_joined(*((given.src, given.dst) if data.kind == "events" else given.edge_index))
         return self
 
     def _expect(self, data: Dataset) -> None:

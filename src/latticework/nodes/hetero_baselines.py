@@ -321,7 +321,6 @@ class Metapath2vec(EmbeddingMethod):
     """
 
     name: ClassVar[str] = "metapath2vec"
-    reads_features: ClassVar[bool] = True
     tasks: ClassVar[tuple[str, ...]] = TASKS
     gives: ClassVar[tuple[type[Any], ...]] = (Encoder,)
     paths: tuple[str, ...] = setting((), "meta-paths of the target, as in author-paper-author; none: there and back, to length 4")
